@@ -1,0 +1,227 @@
+"""The configuration of a training run: pydantic models whose field descriptions are the documentation.
+
+Key names are Hugging Face's where it has one. Reading from YAML, overrides on the command line and messages for people
+are in `manyskills.config_file`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import field_validator, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values do not change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class BackboneConfig(Section):
+    """The pre-trained transformer."""
+
+    name: str = Field("minilm", description="Alias (minilm, unixcoder, codet5p-770m …), hub id or local folder.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    pooling: Literal["auto", "cls", "mean", "last"] = Field("auto", description="How token states become one vector.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Of the frozen weights: auto is bfloat16 on a GPU that has it, float32 elsewhere."
+    )
+
+
+class FrozenConfig(Section):
+    """Only the heads train; every vector is computed once."""
+
+    name: Literal["frozen"] = "frozen"
+
+
+class FullConfig(Section):
+    """Every weight trains."""
+
+    name: Literal["full"] = "full"
+
+
+class LoraConfig(Section):
+    """Low-rank updates of linear layers (Hu et al. 2022, arXiv 2106.09685), from the peft library."""
+
+    name: Literal["lora"] = "lora"
+    r: PositiveInt = Field(16, description="Rank.")
+    lora_alpha: PositiveInt = Field(32, description="Scale: the update is multiplied by lora_alpha / r.")
+    lora_dropout: Fraction = Field(0.05, description="Dropout on the input of the update.")
+    target: Literal["attention", "all-linear"] = Field(
+        "attention", description="attention: query and value projections; all-linear: every linear layer."
+    )
+    target_modules: list[str] | None = Field(None, description="Module names instead of `target`.")
+
+
+MethodConfig = Annotated[FrozenConfig | FullConfig | LoraConfig, Field(discriminator="name")]
+
+
+class RoundRobinConfig(Section):
+    """Equal numbers of examples of every task in each step (the multi-task PEFT study's choice)."""
+
+    name: Literal["round_robin"] = "round_robin"
+
+
+class ProportionalConfig(Section):
+    """Examples in proportion to the number of training rows."""
+
+    name: Literal["proportional"] = "proportional"
+
+
+class TemperatureConfig(Section):
+    """Share of task t proportional to min(n_t, cap)^(1/T) (Raffel et al. 2020, arXiv 1910.10683, section 3.5.2)."""
+
+    name: Literal["temperature"] = "temperature"
+    temperature: PositiveFloat = Field(2.0, description="1 is proportional, large is equal.")
+    cap: PositiveInt | None = Field(None, description="Rows of a task that count at most.")
+
+
+SamplingConfig = Annotated[RoundRobinConfig | ProportionalConfig | TemperatureConfig, Field(discriminator="name")]
+
+
+class UniformConfig(Section):
+    """Mean of the losses, each divided by its value at chance level."""
+
+    name: Literal["uniform"] = "uniform"
+
+
+class FixedConfig(Section):
+    """Weighted mean of the chance-scaled losses with weights from the configuration."""
+
+    name: Literal["fixed"] = "fixed"
+    weights: dict[str, NonNegativeFloat] = Field(description="Weight by task name; they are normalised to sum to 1.")
+
+
+class LearnedSoftmaxConfig(Section):
+    """Softmax of learnt logits over the raw losses (Akli et al. 2026). It collapses onto the easiest task: see docs."""
+
+    name: Literal["learned_softmax"] = "learned_softmax"
+    learning_rate: PositiveFloat = Field(1e-2, description="Of the logits.")
+
+
+BalancingConfig = Annotated[UniformConfig | FixedConfig | LearnedSoftmaxConfig, Field(discriminator="name")]
+
+
+class Limit(Section):
+    """At most so many rows of a split, drawn at random (stratified by label), never a prefix of the file."""
+
+    train: PositiveInt | None = None
+    valid: PositiveInt | None = None
+    test: PositiveInt | None = None
+
+
+class TaskConfig(Section):
+    """Choices for one task."""
+
+    data: str | None = Field(None, description="Folder, file pattern or hub id; default: <data_dir>/<task name>.")
+    columns: dict[str, str] = Field({}, description="Our column name -> the name in your files.")
+    limit: Limit = Field(Limit(), description="Rows per split; a single number means all three.")
+    max_length: PositiveInt | None = Field(None, description="Tokens per text; default: the run's max_length.")
+    read: Literal["separate", "joint"] = Field(
+        "separate", description="Pairs: each text once (separate), or both in one sequence (joint, far slower)."
+    )
+    head_hidden: NonNegativeInt = Field(0, description="Width of a hidden layer in the head; 0 for none.")
+    head_dropout: Fraction = Field(0.1, description="Dropout before the head.")
+    positive_weight: PositiveFloat | Literal["balanced"] | None = Field(
+        None, description="Weight of positive rows in the cross-entropy; balanced: negatives / positives."
+    )
+    focal_gamma: NonNegativeFloat = Field(0.0, description="Focal loss exponent (Lin et al. 2017); 0 is cross-entropy.")
+    positive_share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Share of positive rows among those drawn; probabilities are corrected back afterwards."
+    )
+
+    @field_validator("limit", mode="before")
+    @classmethod
+    def _one_number(cls, value: Any) -> Any:
+        return {"train": value, "valid": value, "test": value} if isinstance(value, int) else value
+
+
+class EarlyStoppingConfig(Section):
+    """Looks at each task: one that has peaked leaves the sampling; the run ends when none improves."""
+
+    patience: PositiveInt = Field(4, description="Evaluations without a better validation metric until a task stops.")
+    min_delta: NonNegativeFloat = Field(0.0, description="What counts as better.")
+    keep_task_best: bool = Field(False, description="Keep each task's own best weights under best_by_task/.")
+
+
+class TrainConfig(Section):
+    """One training run."""
+
+    backbone: BackboneConfig = Field(BackboneConfig(), description="A name, or a section with more choices.")
+    method: MethodConfig = Field(LoraConfig(), description="How the backbone is adapted.")
+    tasks: dict[str, TaskConfig] = Field(min_length=1, description="Task names, as a list or with choices for each.")
+    data_dir: str = Field("data", description="Holds one folder a task.")
+    output_dir: str = Field("runs/run", description="The run folder.")
+
+    max_length: PositiveInt = Field(256, description="Tokens per text; longer ones are cut, counted and reported.")
+    learning_rate: PositiveFloat = Field(5e-4, description="Of the shared module.")
+    head_learning_rate: PositiveFloat | None = Field(None, description="Of the heads; default: learning_rate.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: Fraction = 0.06
+    weight_decay: NonNegativeFloat = 0.01
+    max_grad_norm: NonNegativeFloat = Field(1.0, description="Clips the shared module's gradient; 0 never clips.")
+    num_train_epochs: PositiveFloat = Field(3, description="Passes over as many rows as all tasks have together.")
+    max_steps: PositiveInt | None = Field(None, description="Overrides num_train_epochs.")
+    batch_size: PositiveInt = Field(64, description="Examples a step, over all tasks and all processes.")
+    token_budget: PositiveInt = Field(8192, description="Padded tokens in one chunk; bounds memory.")
+    step_memory: Literal["single_pass", "cached"] = Field(
+        "single_pass", description="cached: memory of one chunk whatever the batch, at one more forward pass."
+    )
+    trunk_dropout: bool = Field(False, description="Keep the pre-trained network's own dropout while training.")
+    sampling: SamplingConfig = RoundRobinConfig()
+    balancing: BalancingConfig = UniformConfig()
+
+    eval_steps: PositiveInt | None = Field(None, description="Steps between validations; default: ten in a run.")
+    save_steps: PositiveInt | None = Field(None, description="Steps between checkpoints; default: eval_steps.")
+    logging_steps: PositiveInt = 10
+    early_stopping: EarlyStoppingConfig | None = EarlyStoppingConfig()
+
+    baselines: list[Literal["floor", "untrained", "frozen"]] = Field(
+        ["floor", "untrained"],
+        description="Beside the module in the table: TF-IDF floor, untrained backbone, heads on the frozen backbone.",
+    )
+    floor_rows: Literal["all", "same"] = Field(
+        "all", description="The floor is trained on the whole training split, or on the run's limited rows."
+    )
+    bootstrap_samples: PositiveInt = Field(1000, description="For the confidence intervals.")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+    seed: NonNegativeInt = 0
+    bf16: bool | Literal["auto"] = Field("auto", description="Autocast to bfloat16; auto: on a GPU that has it.")
+    report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] | Literal["none"] = Field(
+        "none", description="Trackers beside metrics.jsonl."
+    )
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_private: bool = True
+
+    @field_validator("backbone", "method", "sampling", "balancing", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _list_of_names(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return {name: {} for name in value}
+        return {name: options or {} for name, options in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) and value != "none" else value
+
+    @field_validator("early_stopping", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return None if value is False else value
+
+    @model_validator(mode="after")
+    def _hub_needs_a_name(self) -> TrainConfig:
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError("push_to_hub needs hub_model_id (organisation/name)")
+        return self
