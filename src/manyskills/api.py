@@ -1,0 +1,245 @@
+"""The Python interface: a trained module that answers.
+
+Shape legend: N texts, D size of a vector, E rows, K texts a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from manyskills.config import TrainConfig
+from manyskills.data.reading import check_rows, read_split
+from manyskills.data.preparation import Prepared, length_limit, prepare
+from manyskills.data.rows import SplitRows
+from manyskills.data.text_set import Examples, distinct_sequences, gather
+from manyskills.data.tokens import TextTable, tokenize
+from manyskills.errors import UserError, did_you_mean
+from manyskills.evaluation.outputs import Probabilities, score, task_outputs
+from manyskills.evaluation.scores import TaskScores
+from manyskills.files import recover_folder
+from manyskills.model.checkpoint import SavedTasks, load_model, read_tasks_file
+from manyskills.model.encoding import encode_texts
+from manyskills.model.multitask import MultiTaskModel
+from manyskills.tasks import Kind, SplitName, Task, get_task
+
+if TYPE_CHECKING:
+    from manyskills.training.run import Run
+
+
+def train(
+    config: TrainConfig | Mapping[str, Any] | str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Run:
+    """Train one module for several tasks and measure it.
+
+    Args:
+        config: A configuration, its keys as a dictionary, or the path of a YAML file.
+        resume: Continue what is in output_dir.
+        overwrite: Remove a former run in output_dir first.
+
+    Raises:
+        UserError: Something is wrong with configuration, data, backbone or output_dir.
+    """
+    from manyskills.config_file import config_from_dict, load_config
+    from manyskills.training.run import train as train_run
+
+    if isinstance(config, (str, Path)):
+        config = load_config(config)
+    elif not isinstance(config, TrainConfig):
+        config = config_from_dict(config)
+    return train_run(config, resume=resume, overwrite=overwrite)
+
+
+def load(path: str | Path, *, device: str | torch.device | None = None) -> CodeModel:
+    """Load a trained module.
+
+    Args:
+        path: A run folder, or a folder such as its best/.
+        device: Where it answers; default: the GPU if there is one.
+
+    Raises:
+        UserError: There is no trained module, or its files do not fit together.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder", "give a run folder, or its best/ folder")
+    recover_folder(folder / "best")
+    if (folder / "best").is_dir():
+        folder = folder / "best"
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    saved = read_tasks_file(folder)
+    return CodeModel(load_model(folder, place, saved), saved, folder)
+
+
+class CodeModel:
+    """One backbone with its shared module and one head a task.
+
+    Attributes:
+        tasks: The tasks it answers, by name.
+        thresholds: Probability from which it says yes, by task; chosen on validation.
+        synthetic: Tasks that were trained on labels made by a program, with how.
+        folder: Where it was loaded from.
+    """
+
+    def __init__(self, model: MultiTaskModel, saved: SavedTasks, folder: Path) -> None:
+        self._model, self._config = model, saved.config
+        self.tasks: dict[str, Task] = {name: get_task(name) for name in saved.config.tasks}
+        self.thresholds, self.synthetic, self.folder = dict(saved.thresholds), dict(saved.synthetic), folder
+
+    @property
+    def config(self) -> TrainConfig:
+        """The configuration it was trained with."""
+        return self._config
+
+    def predict(self, task: str, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+        """0 or 1 for each row of a classifying task, by the threshold that was chosen on validation.
+
+        Args:
+            task: Its name.
+            rows: Dictionaries with the task's columns (`code`; for pairs `code1` and `code2`); no label needed.
+
+        Raises:
+            UserError: The module does not know the task, or a row lacks a column.
+        """
+        threshold = self.thresholds.get(task, 0.5)
+        return [int(p >= threshold) for p in self.predict_proba(task, rows)]
+
+    def predict_proba(self, task: str, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """P(label is 1) for each row of a classifying task, float64, shape (E,).
+
+        Raises:
+            UserError: As `predict`.
+        """
+        known = self._task(task)
+        if known.kind is Kind.EMBED:
+            raise UserError(f"{task} ranks, it does not classify", "use search(query, candidates) or encode(texts)")
+        if not rows:
+            return np.empty(0)
+        checked = check_rows(known, rows, labels_required=False)
+        examples, vectors_ND = self._encode_rows(task, [tuple(row[c] for c in known.inputs) for row in checked])
+        answer = task_outputs(self._model, {task: examples}, vectors_ND)[task]
+        assert isinstance(answer, Probabilities)
+        return answer.probabilities_E
+
+    def encode(self, texts: Sequence[str], *, task: str | None = None) -> np.ndarray:
+        """Vectors of texts, float32, shape (N, D).
+
+        Args:
+            texts: Code or natural language.
+            task: A search task whose head makes unit vectors to be compared by inner product; None: the backbone's
+                own vectors as every head gets them.
+
+        Raises:
+            UserError: The task is unknown or is no search.
+        """
+        if task is not None and self._task(task).kind is not Kind.EMBED:
+            raise UserError(f"{task} has no vectors of its own", "leave task out")
+        examples, vectors_ND = self._encode_rows(task, [(text,) for text in texts])
+        if task is not None:
+            with torch.no_grad():
+                vectors_ND = self._model.head(task).sides(vectors_ND.to(self._model.device)).cpu()
+        members = np.searchsorted(gather({"": examples}).unique_N, examples.texts_EK[:, 0])
+        return vectors_ND[torch.from_numpy(members)].numpy()
+
+    def search(
+        self, query: str, candidates: Sequence[str], *, top_k: int = 10, task: str = "code_search"
+    ) -> list[tuple[int, float]]:
+        """The candidates nearest to a query: (index, cosine), best first.
+
+        Raises:
+            UserError: The module has no such search task.
+        """
+        if not candidates:
+            return []
+        query_1D = self.encode([query], task=task)
+        scores_N = (self.encode(candidates, task=task) @ query_1D.T)[:, 0]
+        best = np.argsort(-scores_N, kind="stable")[:top_k]
+        return [(int(index), float(scores_N[index])) for index in best]
+
+    def evaluate(
+        self,
+        data: str | Path | None = None,
+        *,
+        split: SplitName = "test",
+        tasks: Sequence[str] | None = None,
+        limit: int | None = None,
+        samples: int = 1000,
+    ) -> dict[str, TaskScores]:
+        """Metrics with intervals on a split, with the thresholds chosen on validation.
+
+        Args:
+            data: A folder with one folder a task; None: where the module was trained.
+            split: train, valid or test.
+            tasks: Some of the module's tasks; None: all.
+            limit: Rows of each task at most, drawn at random; None: what the run used.
+            samples: Bootstrap resamples.
+
+        Raises:
+            UserError: The data is absent or wrong.
+        """
+        names = list(self.tasks if tasks is None else tasks)
+        rows = {name: self._read(name, data, split, limit) for name in names}
+        prepared = self._prepare(split, rows)
+        examples = prepared.examples[split]
+        vectors_ND = encode_texts(self._model, prepared.store, gather(examples).unique_N, self._config.token_budget)
+        outputs = task_outputs(self._model, examples, vectors_ND)
+        return score(
+            outputs, self.thresholds, samples=samples, confidence=self._config.confidence, seed=self._config.seed
+        )
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True) -> str:
+        """Upload the module and, where there is one, its model card.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            UserError: The hub refused or cannot be reached.
+        """
+        from manyskills.hub import upload
+
+        return upload(self.folder, repo_id, private=private)
+
+    def _task(self, name: str) -> Task:
+        if name not in self.tasks:
+            raise UserError(f"this module was not trained on {name!r}", did_you_mean(name, self.tasks))
+        return self.tasks[name]
+
+    def _encode_rows(self, task: str | None, rows: Sequence[tuple[str, ...]]) -> tuple[Examples, torch.Tensor]:
+        """Unique texts once; the examples index them."""
+        config = self._config.tasks[task] if task else None
+        joint = config is not None and config.read == "joint"
+        positions = self._model.architecture.max_positions
+        limit = self._config.max_length
+        if task and config:
+            limit = length_limit(task, config, limit, positions)
+        table = TextTable()
+        texts = [[table.add((row[0], row[1]), limit)] if joint else [table.add(t, limit) for t in row] for row in rows]
+        store = tokenize(table.entries, self._model.tokenizer, self._model.template, use_cache=False)
+        texts_EK = distinct_sequences(store)[np.asarray(texts, dtype=np.int64)]
+        examples = Examples(get_task(task or next(iter(self.tasks))), texts_EK, None)
+        unique_N = np.unique(texts_EK)
+        return examples, encode_texts(self._model, store, unique_N, self._config.token_budget)
+
+    def _read(self, name: str, data: str | Path | None, split: SplitName, limit: int | None) -> SplitRows:
+        from manyskills.data.preparation import task_source
+
+        config = self._config.tasks[self._task(name).name]
+        source = str(Path(data) / name) if data is not None else task_source(self._config, name)
+        wanted = limit if limit is not None else getattr(config.limit, split)
+        return read_split(self.tasks[name], source, split, columns=config.columns, limit=wanted, seed=self._config.seed)
+
+    def _prepare(self, split: SplitName, rows: dict[str, SplitRows]) -> Prepared:
+        tasks = {name: self._config.tasks[name] for name in rows}
+        model = self._model
+        return prepare(
+            {split: rows}, tasks, self._config.max_length, model.tokenizer, model.template,
+            model.architecture.max_positions,
+        )  # fmt: skip

@@ -1,0 +1,178 @@
+"""From rows to token sequences and index views, for all tasks and splits of a run at once.
+
+Shape legend: N sequences of the store, E examples, K texts an example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manyskills.config import TaskConfig, TrainConfig
+from manyskills.data.reading import read_split
+from manyskills.data.rows import SplitRows
+from manyskills.data.text_set import Examples, distinct_sequences
+from manyskills.data.tokens import Template, TextTable, TokenStore, tokenize
+from manyskills.errors import UserError
+from manyskills.tasks import SplitName, get_task
+
+SplitTable = dict[SplitName, dict[str, SplitRows]]
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """How much the length limit costs one task.
+
+    Attributes:
+        texts: Distinct texts.
+        cut: Those longer than the limit.
+        tokens: Tokens of all distinct texts before the cut.
+        lost: Tokens that were cut off.
+        max_length: The limit.
+    """
+
+    texts: int
+    cut: int
+    tokens: int
+    lost: int
+    max_length: int
+
+    def sentence(self) -> str:
+        """For people."""
+        share, lost = self.cut / max(self.texts, 1), self.lost / max(self.tokens, 1)
+        cut = f"{self.cut} of {self.texts} texts ({share:.1%}) are cut at {self.max_length} tokens"
+        return f"{cut}, losing {lost:.1%} of all tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All data of a run.
+
+    Attributes:
+        rows: The checked rows by split and task.
+        examples: The same rows as indices and labels.
+        store: The token sequences they refer to.
+        truncation: By task, over all splits.
+    """
+
+    rows: SplitTable
+    examples: dict[SplitName, dict[str, Examples]]
+    store: TokenStore
+    truncation: dict[str, Truncation]
+
+    def used_texts(self, split: SplitName) -> np.ndarray:
+        """Indices of the sequences that a split's tasks use, each once, ascending."""
+        return np.unique(np.concatenate([part.texts_EK.ravel() for part in self.examples[split].values()]))
+
+
+def task_source(config: TrainConfig, name: str) -> str:
+    """Where a task's data is: its own `data` key, or its folder in data_dir."""
+    return config.tasks[name].data or str(Path(config.data_dir) / name)
+
+
+def read_tasks(config: TrainConfig, splits: Sequence[SplitName], *, limited: bool = True) -> SplitTable:
+    """Read and check these splits of every task of a run.
+
+    Raises:
+        UserError: Something is wrong with the data; the message has the place.
+    """
+    table: SplitTable = {split: {} for split in splits}
+    for name, task_config in config.tasks.items():
+        for split in splits:
+            table[split][name] = read_split(
+                get_task(name),
+                task_source(config, name),
+                split,
+                columns=task_config.columns,
+                limit=getattr(task_config.limit, split) if limited else None,
+                seed=config.seed,
+            )
+    return table
+
+
+def prepare(
+    rows: SplitTable,
+    tasks: Mapping[str, TaskConfig],
+    max_length: int,
+    tokenizer: Any,
+    template: Template,
+    max_positions: int | None = None,
+) -> Prepared:
+    """Intern every text, tokenise each distinct one once and express the examples as indices.
+
+    Args:
+        rows: By split and task.
+        tasks: Choices of the tasks; decide reading and length limits.
+        max_length: For tasks without their own.
+        tokenizer: A fast tokenizer.
+        template: Its special tokens.
+        max_positions: What the backbone can take at most.
+
+    Raises:
+        UserError: A length limit is beyond what the backbone can read.
+    """
+    table = TextTable()
+    limits = {name: length_limit(name, config, max_length, max_positions) for name, config in tasks.items()}
+    indexed = {
+        split: {name: _index(part, tasks[name], limits[name], table) for name, part in by_task.items()}
+        for split, by_task in rows.items()
+    }
+    store = tokenize(table.entries, tokenizer, template)
+    first_N = distinct_sequences(store)
+    examples = {
+        split: {name: Examples(part.task, first_N[part.texts_EK], part.labels_E) for name, part in by_task.items()}
+        for split, by_task in indexed.items()
+    }
+    truncation = {name: _truncation(store, _used(indexed, name), limits[name]) for name in tasks}
+    return Prepared(rows, examples, store, truncation)
+
+
+def length_limit(name: str, config: TaskConfig, max_length: int, max_positions: int | None) -> int:
+    """Tokens that a text of this task may have.
+
+    Raises:
+        UserError: More than the backbone has positions for.
+    """
+    limit = config.max_length or max_length
+    if max_positions is not None and limit > max_positions:
+        key = f"tasks.{name}.max_length" if config.max_length else "max_length"
+        wanted = f"{key}: {limit} tokens wanted, the backbone reads {max_positions} at most"
+        raise UserError(wanted, f"set {key}={max_positions} or less")
+    return limit
+
+
+def _index(part: SplitRows, config: TaskConfig, limit: int, table: TextTable) -> Examples:
+    texts: list[list[int]] = []
+    labels: list[float] = []
+    for example in part.examples(joint=config.read == "joint" and len(part.task.inputs) == 2):
+        texts.append([table.add(text, limit) for text in example.texts])
+        if example.label is not None:
+            labels.append(float(example.label))
+    width = 1 if config.read == "joint" else len(part.task.inputs)
+    texts_EK = np.asarray(texts, dtype=np.int64).reshape(-1, width)
+    return Examples(part.task, texts_EK, np.asarray(labels, dtype=np.float32) if labels else None)
+
+
+def _used(indexed: Mapping[SplitName, Mapping[str, Examples]], name: str) -> np.ndarray:
+    """Every sequence that a task uses in any split, once."""
+    return np.unique(np.concatenate([by_task[name].texts_EK.ravel() for by_task in indexed.values()]))
+
+
+def _truncation(store: TokenStore, used: np.ndarray, limit: int) -> Truncation:
+    full_N = store.full_lengths_N[used].astype(np.int64)
+    lost_N = full_N - store.lengths_N[used]
+    return Truncation(len(used), int((lost_N > 0).sum()), int(full_N.sum()), int(lost_N.sum()), limit)
+
+
+def positive_rates(examples: Mapping[str, Examples]) -> dict[str, float]:
+    """Share of positive rows of every classifying task."""
+    return {name: float(part.labels_E.mean()) for name, part in examples.items() if part.labels_E is not None}
+
+
+def synthetic_tasks(rows: SplitTable) -> dict[str, str]:
+    """Tasks whose labels were made by a program, with how."""
+    return {name: part.synthetic for by_task in rows.values() for name, part in by_task.items() if part.synthetic}

@@ -1,0 +1,116 @@
+"""A step, an evaluation and a scan are the same thing: a set of unique texts, and views of it by index.
+
+Shape legend: N texts of the set, E examples of one task, K texts an example (1, or 2 for pairs and searches), M texts
+that one task uses, B sequences of a chunk, T tokens of a chunk's longest sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from manyskills.data.tokens import TokenStore
+from manyskills.tasks.base import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """One split of one task in columns.
+
+    Attributes:
+        texts_EK: Index of each example's texts in the token store.
+        labels_E: 0 or 1 as float32; None for searches.
+    """
+
+    task: Task
+    texts_EK: np.ndarray
+    labels_E: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.texts_EK)
+
+    def take(self, rows: np.ndarray) -> Examples:
+        """These rows only."""
+        return Examples(self.task, self.texts_EK[rows], None if self.labels_E is None else self.labels_E[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one task sees of a set.
+
+    Attributes:
+        members_M: Positions in the set of the texts this task uses, ascending and unique.
+        texts_EK: Each example's texts as positions in `members_M`.
+        labels_E: 0 or 1 as float32; None for searches.
+    """
+
+    members_M: np.ndarray
+    texts_EK: np.ndarray
+    labels_E: np.ndarray | None
+
+
+@dataclass(frozen=True, slots=True)
+class TextSet:
+    """Unique texts and each task's view of them.
+
+    Attributes:
+        unique_N: Indices in the token store, ascending.
+        views: By task name.
+    """
+
+    unique_N: np.ndarray
+    views: dict[str, View]
+
+
+def gather(batch: Mapping[str, Examples]) -> TextSet:
+    """The set of the texts that these examples need; no text is in it twice, whichever tasks use it."""
+    used = [examples.texts_EK.ravel() for examples in batch.values()]
+    unique_N = np.unique(np.concatenate(used)) if used else np.empty(0, dtype=np.int64)
+    return TextSet(unique_N, {name: _view(examples, unique_N) for name, examples in batch.items()})
+
+
+def _view(examples: Examples, unique_N: np.ndarray) -> View:
+    mine_M, inverse = np.unique(examples.texts_EK, return_inverse=True)
+    texts_EK = inverse.reshape(examples.texts_EK.shape)
+    return View(np.searchsorted(unique_N, mine_M), texts_EK, examples.labels_E)
+
+
+def plan_chunks(lengths_N: np.ndarray, token_budget: int) -> list[np.ndarray]:
+    """Positions of the sequences of each chunk: like lengths together, so that little is padded.
+
+    A chunk's number of sequences times its longest is at most the budget, unless one sequence alone exceeds it. The
+    plan depends on nothing but the lengths, so every process and every resumed run makes the same.
+    """
+    order = np.argsort(lengths_N, kind="stable")
+    chunks: list[np.ndarray] = []
+    start = 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or (end + 1 - start) * int(lengths_N[order[end]]) > token_budget:
+            chunks.append(order[start:end])
+            start = end
+    return chunks
+
+
+def pad_chunk(store: TokenStore, indices_B: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Right-padded ids and mask of these sequences.
+
+    The mask comes from the lengths, never from the pad id, so a wrong or missing pad token cannot be attended to.
+
+    Returns:
+        ids_BT (int64) and mask_BT (int64, 1 for tokens).
+    """
+    starts_B, ends_B = store.starts_N[indices_B], store.starts_N[indices_B + 1]
+    lengths_B = ends_B - starts_B
+    mask_BT = np.arange(int(lengths_B.max()))[None, :] < lengths_B[:, None]
+    ids_BT = np.full(mask_BT.shape, pad_id, dtype=np.int64)
+    ids_BT[mask_BT] = np.concatenate([store.ids_T[s:e] for s, e in zip(starts_B, ends_B, strict=True)])
+    return ids_BT, mask_BT.astype(np.int64)
+
+
+def distinct_sequences(store: TokenStore) -> np.ndarray:
+    """For every sequence the index of the first one with the same tokens (texts that only differ past the limit)."""
+    first: dict[bytes, int] = {}
+    found = (first.setdefault(store.sequence(index).tobytes(), index) for index in range(len(store)))
+    return np.fromiter(found, dtype=np.int64, count=len(store))

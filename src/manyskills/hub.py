@@ -1,0 +1,38 @@
+"""Uploading to the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from manyskills.errors import UserError
+
+
+def upload(folder: Path, repo_id: str, *, private: bool) -> str:
+    """Upload a saved module, with the model card of its run folder if that is the parent.
+
+    Args:
+        folder: Holds adapter, heads and tasks.
+        repo_id: organisation/name.
+        private: Whether a new repository is private.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        UserError: The hub refused or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    api = HfApi(library_name="manyskills")
+    card = folder.parent / "README.md"
+    try:
+        address = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload the trained module")
+        if card.is_file():
+            api.upload_file(repo_id=repo_id, path_or_fileobj=card, path_in_repo="README.md")
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        hint = "log in with `hf auth login`, check the name (organisation/name) and the network"
+        raise UserError(f"{repo_id} cannot be uploaded: {first_line}", hint) from error
+    return str(address)

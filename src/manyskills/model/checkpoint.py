@@ -1,0 +1,163 @@
+"""The trained module on disk: a peft adapter folder, `heads.safetensors` and `tasks.json`.
+
+Everything is safetensors or JSON. Loading fails on any missing or unexpected weight: a head that is silently random
+after loading is the field's most frequent complaint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from manyskills import __version__
+from manyskills.config import TrainConfig
+from manyskills.errors import UserError
+from manyskills.model.methods import ADAPTER_NAME
+from manyskills.model.multitask import MultiTaskModel, build_model
+
+HEADS_FILE, TASKS_FILE = "heads.safetensors", "tasks.json"
+ADAPTER_FILE, FULL_FILE = "adapter_model.safetensors", "model.safetensors"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTasks:
+    """What `tasks.json` holds: enough to build the model again and to answer with it.
+
+    Attributes:
+        config: The run's configuration (backbone, method, tasks, lengths).
+        thresholds: Probability from which each classifying task says yes; chosen on validation.
+        synthetic: Tasks whose labels were made by a program, with how.
+    """
+
+    config: TrainConfig
+    thresholds: dict[str, float]
+    synthetic: dict[str, str]
+
+
+def save_model(
+    model: MultiTaskModel,
+    folder: Path,
+    config: TrainConfig,
+    thresholds: Mapping[str, float] | None = None,
+    synthetic: Mapping[str, str] | None = None,
+) -> None:
+    """Write the shared module, the heads and the tasks into an existing, empty folder."""
+    shared = shared_state(model)
+    if config.method.name == "lora":
+        model.backbone.peft_config[ADAPTER_NAME].save_pretrained(str(folder))  # pyright: ignore
+        save_file(shared, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    elif shared:
+        save_file(shared, folder / FULL_FILE, metadata={"format": "pt"})
+    save_file(_contiguous(model.heads.state_dict()), folder / HEADS_FILE, metadata={"format": "pt"})
+    content = {
+        "format": FORMAT,
+        "manyskills": __version__,
+        "config": config.model_dump(mode="json"),
+        "thresholds": dict(thresholds or {}),
+        "synthetic": dict(synthetic or {}),
+    }
+    (folder / TASKS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_tasks_file(folder: Path) -> SavedTasks:
+    """Read `tasks.json`.
+
+    Raises:
+        UserError: It is absent, broken, or of a newer format.
+    """
+    path = folder / TASKS_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] > FORMAT:
+            newer = f"{path} was written by manyskills {content['manyskills']}, this is {__version__}"
+            raise UserError(newer, "upgrade manyskills")
+        config = TrainConfig.model_validate(content["config"])
+        return SavedTasks(config, content["thresholds"], content["synthetic"])
+    except FileNotFoundError as error:
+        wanted = f"{folder} holds no trained module: {TASKS_FILE} is missing"
+        raise UserError(wanted, "give a run folder, or its best/ folder") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not what manyskills writes: {error}", "restore the file or train again") from error
+
+
+def load_model(folder: Path, device: torch.device, saved: SavedTasks | None = None) -> MultiTaskModel:
+    """Build the model of a saved folder and load its weights.
+
+    Raises:
+        UserError: A file is missing or broken, the backbone cannot be loaded, or weights are missing or unexpected.
+    """
+    saved = saved or read_tasks_file(folder)
+    model = build_model(saved.config, device)
+    load_weights(model, folder)
+    return model.eval()
+
+
+def load_weights(model: MultiTaskModel, folder: Path) -> None:
+    """Load shared module and heads into a model of the same configuration.
+
+    Raises:
+        UserError: As `load_model`.
+    """
+    if model.trains_backbone:
+        name = ADAPTER_FILE if model.method.name == "lora" else FULL_FILE
+        _load_exactly(model.backbone, _read(folder / name), set(shared_state(model)), folder / name, model)
+    heads = _read(folder / HEADS_FILE)
+    expected = set(model.heads.state_dict())
+    _refuse_difference(expected, set(heads), folder / HEADS_FILE)
+    model.heads.load_state_dict(heads)
+
+
+def shared_state(model: MultiTaskModel) -> dict[str, torch.Tensor]:
+    """The trainable weights of the shared module under the names they are saved by; peft's own for adapters."""
+    if model.method.name == "lora":
+        from peft import get_peft_model_state_dict
+
+        return _contiguous(get_peft_model_state_dict(model.backbone, save_embedding_layers=False))  # pyright: ignore
+    return _contiguous({name: p.detach() for name, p in model.shared_parameters()})
+
+
+def _load_exactly(
+    backbone: nn.Module, state: dict[str, torch.Tensor], expected: set[str], path: Path, model: MultiTaskModel
+) -> None:
+    _refuse_difference(expected, set(state), path)
+    try:
+        if model.method.name == "lora":
+            from peft import set_peft_model_state_dict
+
+            set_peft_model_state_dict(backbone, state, adapter_name=ADAPTER_NAME)
+        else:
+            backbone.load_state_dict(state, strict=False)  # names were compared above; frozen buffers are not saved
+    except RuntimeError as error:
+        wanted = f"{path} does not fit the backbone: {str(error).splitlines()[-1].strip()}"
+        raise UserError(wanted, "load it with the backbone it was trained on") from error
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing", "restore the file or train again") from error
+    except SafetensorError as error:
+        raise UserError(f"{path} is broken: {error}", "restore the file or train again") from error
+
+
+def _refuse_difference(expected: set[str], found: set[str], path: Path) -> None:
+    missing, unexpected = sorted(expected - found), sorted(found - expected)
+    if missing or unexpected:
+        what = [f"{len(names)} {kind} (first: {names[0]})"
+                for kind, names in (("missing", missing), ("unexpected", unexpected)) if names]  # fmt: skip
+        raise UserError(f"{path}: weights do not match the model: {', '.join(what)}",
+                        "the file belongs to another backbone, method or set of tasks")  # fmt: skip
+
+
+def _contiguous(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}

@@ -1,0 +1,229 @@
+"""The training loop: steps, validations, checkpoints, early stopping; resumable at any step."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from manyskills.config import TrainConfig
+from manyskills.data.preparation import Prepared, synthetic_tasks
+from manyskills.data.sampling import Phase, Sampler
+from manyskills.data.text_set import gather
+from manyskills.errors import UserError
+from manyskills.evaluation.outputs import Outputs, choose_thresholds, plain_metrics, task_outputs
+from manyskills.evaluation.scores import defined
+from manyskills.files import recover_folder, replace_folder_atomically
+from manyskills.model.checkpoint import load_weights, save_model
+from manyskills.model.encoding import encode_texts
+from manyskills.model.multitask import MultiTaskModel
+from manyskills.tasks import get_task
+from manyskills.training.balancing import build_balancing, collapsed
+from manyskills.training.optimizer import Optimizer
+from manyskills.training.processes import Processes
+from manyskills.training.progress import Progress, selection_score
+from manyskills.training.run_folder import RunFolder
+from manyskills.training.schedule import Schedule
+from manyskills.training.step import StepResult, accumulate_gradients
+from manyskills.training.tracking import Tracker, numbers
+from manyskills.training.vectors import PrecomputedVectors, VectorSource
+
+STATE_FILE, OPTIMIZER_FILE = "trainer_state.json", "optimizer.safetensors"
+Announce = Callable[[str], None]
+
+
+class Trainer:
+    """One run of the loop.
+
+    Args:
+        config: The run.
+        model: At step 0, or anything: `run` loads the last checkpoint if there is one.
+        prepared: Training and validation examples.
+        source: Vectors of a step.
+        folder: Where checkpoints and measurements go.
+        processes: This process among all; only the main one writes.
+        tracker: Gets what metrics.jsonl gets.
+        announce: Gets sentences for people.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: MultiTaskModel,
+        prepared: Prepared,
+        source: VectorSource,
+        folder: RunFolder,
+        processes: Processes,
+        tracker: Tracker,
+        announce: Announce,
+    ) -> None:
+        self.config, self.model, self.prepared, self.source = config, model, prepared, source
+        self.folder, self.processes, self.tracker, self.announce = folder, processes, tracker, announce
+        train = prepared.examples["train"]
+        self.schedule = Schedule.of(config, sum(len(part) for part in train.values()))
+        shares = {name: task.positive_share for name, task in config.tasks.items() if task.positive_share}
+        self.sampler = Sampler(train, config.sampling, config.batch_size, config.seed, shares)
+        self.balancing = build_balancing(config.balancing, list(config.tasks), model.device)
+        self.optimizer = Optimizer(model, config, self.schedule.total)
+        self.progress = Progress([Phase(0, tuple(config.tasks))])
+        self._warned: set[str] = set()
+
+    def run(self, bar: Any) -> Progress:
+        """Train to the end.
+
+        Args:
+            bar: A tqdm bar of `schedule.total` steps.
+
+        Raises:
+            UserError: The loss is not finite, memory or disk space ran out.
+        """
+        self._restore()
+        bar.update(self.progress.step)
+        if self.progress.step == 0 and not self.progress.baseline:
+            self._validate()
+        while self.progress.step < self.schedule.total and self.progress.active:
+            self._step(bar)
+            done = self.progress.step
+            if self.schedule.validates(done):
+                self._validate()
+            if self.schedule.saves(done) or not self.progress.active:
+                self._save()
+        return self.progress
+
+    def _step(self, bar: Any) -> None:
+        step, started = self.progress.step, time.perf_counter()
+        batch = self.sampler.at(step, self.progress.phases)
+        self.model.train()
+        try:
+            seed = int(np.random.SeedSequence((self.config.seed, step)).generate_state(1)[0])
+            result = accumulate_gradients(self.model, self.source, batch, self.balancing, seed)
+        except torch.OutOfMemoryError as error:
+            hint = "lower token_budget, set step_memory=cached, or lower max_length"
+            raise UserError(f"step {step + 1}: the device's memory is full", hint) from error
+        except UserError as error:
+            raise UserError(f"step {step + 1}: {error.message}", error.hint) from error
+        rate = self.optimizer.update(step)
+        self.balancing.update()
+        self.progress.step += 1
+        self.progress.tokens += int(self.prepared.store.lengths_N[gather(batch).unique_N].sum())
+        self.progress.seconds += time.perf_counter() - started
+        self._log(result, rate, bar)
+
+    def _log(self, result: StepResult, rate: float, bar: Any) -> None:
+        self._warn_of_collapse(result.weights)
+        bar.update(1)
+        bar.set_postfix({name[:8]: f"{loss:.2f}" for name, loss in result.scaled_losses.items()}, refresh=False)
+        if self.progress.step % self.config.logging_steps and self.progress.step != 1:
+            return
+        self._record({
+            "kind": "train",
+            "step": self.progress.step,
+            "loss": result.losses,
+            "scaled_loss": result.scaled_losses,
+            "weights": result.weights,
+            "learning_rate": rate,
+            "texts": result.texts,
+            "tokens": self.progress.tokens,
+            "seconds": round(self.progress.seconds, 3),
+        })  # fmt: skip
+
+    def _warn_of_collapse(self, weights: dict[str, float]) -> None:
+        for name in collapsed(weights):
+            if name not in self._warned:
+                self._warned.add(name)
+                what = f"the weight of {name} has collapsed to {weights[name]:.2%}; it is hardly trained any more"
+                self.announce(f"warning: step {self.progress.step}: {what} (balancing=uniform does not do this)")
+
+    def _record(self, record: dict[str, Any]) -> None:
+        if self.processes.is_main:
+            self.folder.append_metrics(record)
+            self.tracker.log(numbers(record), record["step"])
+
+    def _validate(self) -> None:
+        outputs = self._valid_outputs()
+        metric = {name: get_task(name).primary_metric for name in self.config.tasks}
+        thresholds = choose_thresholds(outputs, metric)
+        metrics = {name: {key: defined(value) for key, value in values.items()}
+                   for name, values in plain_metrics(outputs, thresholds).items()}  # fmt: skip
+        primary = {name: values[metric[name]] or 0.0 for name, values in metrics.items()}
+        if not self.progress.baseline:
+            self.progress.start(primary)
+            improved = list(primary)
+        else:
+            before = self.progress.active
+            improved = self.progress.observe(primary, self.config.early_stopping)
+            self._announce_stopped(before)
+        score = selection_score(primary, self.progress.baseline)
+        best = score > self.progress.best_selection
+        self._record({"kind": "valid", "step": self.progress.step, "metrics": metrics, "primary": primary,
+                      "thresholds": thresholds, "selection": score, "best": best})  # fmt: skip
+        values = "  ".join(f"{name} {metric[name]} {value:.4f}" for name, value in primary.items())
+        self.announce(f"validation at step {self.progress.step}: {values}{'  (best so far)' if best else ''}")
+        if best:
+            self.progress.best_selection, self.progress.best_step = score, self.progress.step
+            self._save_model(self.folder.best, thresholds)
+        if self.config.early_stopping and self.config.early_stopping.keep_task_best:
+            for name in improved:
+                self._save_model(self.folder.best_by_task / name, thresholds)
+
+    def _announce_stopped(self, before: tuple[str, ...]) -> None:
+        for name in before:
+            if name not in self.progress.active:
+                at = self.progress.tasks[name].best_step
+                self.announce(f"{name} has not improved since step {at}: it is not drawn any more")
+
+    def _valid_outputs(self) -> dict[str, Outputs]:
+        """Answers on the validation split, from the vectors of the current weights."""
+        indices_N = self.prepared.used_texts("valid")
+        if isinstance(self.source, PrecomputedVectors):
+            vectors_ND = self.source.forward(indices_N, 0).cpu()
+        else:
+            vectors_ND = encode_texts(
+                self.model, self.prepared.store, indices_N, self.config.token_budget, share=self.processes.share
+            )
+            vectors_ND = self.processes.sum(vectors_ND)
+        return task_outputs(self.model, self.prepared.examples["valid"], vectors_ND)
+
+    def _save_model(self, target: Path, thresholds: dict[str, float]) -> None:
+        if self.processes.is_main:
+            synthetic = synthetic_tasks(self.prepared.rows)
+            replace_folder_atomically(
+                lambda folder: save_model(self.model, folder, self.config, thresholds, synthetic), target
+            )
+
+    def _save(self) -> None:
+        """The last checkpoint: everything that the next step depends on."""
+        self.progress.balancing = self.balancing.state()
+
+        def build(folder: Path) -> None:
+            save_model(self.model, folder, self.config)
+            self.optimizer.save(folder / OPTIMIZER_FILE)
+            (folder / STATE_FILE).write_text(json.dumps(self.progress.to_dict()) + "\n", encoding="utf-8")
+
+        if self.processes.is_main:
+            replace_folder_atomically(build, self.folder.last)
+        self.processes.wait()
+
+    def _restore(self) -> None:
+        """Continue from the last checkpoint if there is one."""
+        if self.processes.is_main:
+            recover_folder(self.folder.last)
+            recover_folder(self.folder.best)
+        self.processes.wait()
+        if not (self.folder.last / STATE_FILE).is_file():
+            if self.processes.is_main:
+                self.folder.trim_metrics(-1)
+            return
+        load_weights(self.model, self.folder.last)
+        self.optimizer.load(self.folder.last / OPTIMIZER_FILE)
+        self.progress = Progress.from_dict(json.loads((self.folder.last / STATE_FILE).read_text(encoding="utf-8")))
+        self.balancing.restore(self.progress.balancing)
+        if self.processes.is_main:
+            self.folder.trim_metrics(self.progress.step)
+        self.processes.wait()
+        self.announce(f"continuing after step {self.progress.step} of {self.schedule.total}")

@@ -1,0 +1,65 @@
+"""The processes of one run: one, or several under `accelerate launch` or torchrun.
+
+Each process encodes a share of a step's chunks; the vectors are summed (a vector is zero where it was not encoded), so
+every process computes the same losses on all of them, in-batch negatives included; then the gradients of the shared
+module are summed. The result is the single-process step, not an approximation of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process among all."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @classmethod
+    def current(cls) -> Processes:
+        """From the environment that a launcher sets; the device is the accelerator's if there is one."""
+        from accelerate import PartialState
+
+        state = PartialState()
+        return cls(state.process_index, state.num_processes, state.device)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files."""
+        return self.rank == 0
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """(rank, processes), for dividing chunks."""
+        return self.rank, self.count
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes, in place."""
+        if self.count > 1:
+            held = tensor.to(self.device)
+            dist.all_reduce(held)
+            tensor.copy_(held)
+        return tensor
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum the gradients over all processes in one message; absent ones count as zero."""
+        if self.count == 1:
+            return
+        present = list(parameters)
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in present])
+        dist.all_reduce(flat)
+        for p, gradient in zip(present, flat.split([p.numel() for p in present]), strict=True):
+            p.grad = gradient.view_as(p)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            dist.barrier()

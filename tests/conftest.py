@@ -1,0 +1,150 @@
+"""Tiny random backbones and tiny data, so that every path runs without network, GPU or downloads."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: threads only wait for each other, all the more under pytest-xdist
+
+FAMILIES = ("bert", "roberta", "modernbert", "t5", "llama", "qwen2")
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """No test reads or writes the user's cache."""
+    os.environ["MANYSKILLS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def backbone_folder(tmp_path_factory):
+    """Makes (once a session) a folder with config, tokenizer and random weights of a family."""
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> str:
+        if family not in made:
+            made[family] = _build(family, tmp_path_factory.mktemp(family))
+        return str(made[family])
+
+    return make
+
+
+def _build(family: str, folder: Path) -> Path:
+    import torch
+
+    tokenizer = _tokenizer(family)
+    tokenizer.save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        _network(family, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def _tokenizer(family: str):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["def add(a, b):\n    return a + b\n"], trainer)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    if family in {"bert", "roberta", "modernbert"}:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        )
+        names |= {"sep_token": "</s>", "cls_token": "<s>", "pad_token": "<pad>"}
+    elif family == "t5":
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 2)]
+        )
+        names |= {"pad_token": "<pad>"}
+    # decoders have no pad token here, as in life
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def _network(family: str, tokenizer):
+    import transformers as hf
+
+    common = {"vocab_size": 300, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    match family:
+        case "bert":
+            return hf.BertModel(hf.BertConfig(**common, **SIZES, max_position_embeddings=80), add_pooling_layer=False)
+        case "roberta":
+            config = hf.RobertaConfig(**common, **SIZES, max_position_embeddings=82)
+            return hf.RobertaModel(config, add_pooling_layer=False)
+        case "modernbert":
+            config = hf.ModernBertConfig(
+                **common, **SIZES, max_position_embeddings=80, cls_token_id=0, sep_token_id=2, local_attention=16
+            )
+            return hf.ModernBertModel(config)
+        case "t5":
+            return hf.T5ForConditionalGeneration(
+                hf.T5Config(vocab_size=300, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2,
+                            feed_forward_proj="gated-gelu", pad_token_id=1, eos_token_id=2, decoder_start_token_id=1)
+            )  # fmt: skip
+        case "llama":
+            config = hf.LlamaConfig(**common, **SIZES, num_key_value_heads=1, max_position_embeddings=80)
+            return hf.LlamaForCausalLM(config)
+        case "qwen2":
+            config = hf.Qwen2Config(**common, **SIZES, num_key_value_heads=1, max_position_embeddings=80)
+            return hf.Qwen2ForCausalLM(config)
+    raise ValueError(family)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """Four small, learnable tasks in the documented layout."""
+    root = tmp_path_factory.mktemp("data")
+    for split, count, offset in (("train", 24, 0), ("valid", 10, 100), ("test", 10, 200)):
+        numbers = range(offset, offset + count)
+        _write(root / "defect_detection" / f"{split}.jsonl", (_defect(n) for n in numbers))
+        _write(root / "flaky_tests" / f"{split}.jsonl", (_flaky(n) for n in numbers))
+        _write(root / "code_search" / f"{split}.jsonl", (_search(n) for n in numbers))
+        _write(root / "clone_detection" / f"pairs_{split}.jsonl", (_pair(n, offset, count) for n in numbers))
+    functions = ({"id": f"f{n}", "code": f"def work_{n % 7}(x):\n    y = {n}\n    return x + y"} for n in range(211))
+    _write(root / "clone_detection" / "functions.jsonl", functions)
+    return root
+
+
+def _write(path: Path, rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _defect(n: int) -> dict:
+    bad = n % 2
+    return {
+        "id": f"d{n}",
+        "code": f"int f{n}(int *p) {{ {'' if bad else 'if (!p) return 0; '}return *p + {n}; }}",
+        "label": bad,
+    }
+
+
+def _flaky(n: int) -> dict:
+    flaky = int(n % 4 == 0)
+    wait = "time.sleep(1); " if flaky else ""
+    return {"id": f"t{n}", "code": f"def test_{n}():\n    {wait}assert g({n}) == {n}", "label": flaky, "project": "p"}
+
+
+def _search(n: int) -> dict:
+    return {"id": f"s{n}", "query": f"add {n} to a number", "code": f"def add(a):\n    return a + {n}"}
+
+
+def _pair(n: int, offset: int, count: int) -> dict:
+    other = offset + (n - offset + 7) % count if n % 2 else offset + (n - offset + 3) % count
+    return {"id1": f"f{n}", "id2": f"f{other}", "label": int(n % 7 == other % 7)}
