@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from manyskills.config import TrainConfig
-from manyskills.data.reading import check_rows, read_split
 from manyskills.data.preparation import Prepared, length_limit, prepare
+from manyskills.data.reading import check_rows, read_split
 from manyskills.data.rows import SplitRows
 from manyskills.data.text_set import Examples, distinct_sequences, gather
 from manyskills.data.tokens import TextTable, tokenize
 from manyskills.errors import UserError, did_you_mean
 from manyskills.evaluation.outputs import Probabilities, score, task_outputs
 from manyskills.evaluation.scores import TaskScores
-from manyskills.files import recover_folder
+from manyskills.files import complete_folder
 from manyskills.model.checkpoint import SavedTasks, load_model, read_tasks_file
 from manyskills.model.encoding import encode_texts
 from manyskills.model.multitask import MultiTaskModel
@@ -70,9 +70,7 @@ def load(path: str | Path, *, device: str | torch.device | None = None) -> CodeM
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder", "give a run folder, or its best/ folder")
-    recover_folder(folder / "best")
-    if (folder / "best").is_dir():
-        folder = folder / "best"
+    folder = complete_folder(folder / "best") or folder
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     saved = read_tasks_file(folder)
     return CodeModel(load_model(folder, place, saved), saved, folder)
@@ -117,7 +115,7 @@ class CodeModel:
         Raises:
             UserError: As `predict`.
         """
-        known = self._task(task)
+        known = self.require(task)
         if known.kind is Kind.EMBED:
             raise UserError(f"{task} ranks, it does not classify", "use search(query, candidates) or encode(texts)")
         if not rows:
@@ -139,7 +137,7 @@ class CodeModel:
         Raises:
             UserError: The task is unknown or is no search.
         """
-        if task is not None and self._task(task).kind is not Kind.EMBED:
+        if task is not None and self.require(task).kind is not Kind.EMBED:
             raise UserError(f"{task} has no vectors of its own", "leave task out")
         examples, vectors_ND = self._encode_rows(task, [(text,) for text in texts])
         if task is not None:
@@ -156,12 +154,25 @@ class CodeModel:
         Raises:
             UserError: The module has no such search task.
         """
-        if not candidates:
-            return []
-        query_1D = self.encode([query], task=task)
-        scores_N = (self.encode(candidates, task=task) @ query_1D.T)[:, 0]
-        best = np.argsort(-scores_N, kind="stable")[:top_k]
-        return [(int(index), float(scores_N[index])) for index in best]
+        return self.search_many([query], candidates, top_k=top_k, task=task)[0]
+
+    def search_many(
+        self, queries: Sequence[str], candidates: Sequence[str], *, top_k: int = 10, task: str = "code_search"
+    ) -> list[list[tuple[int, float]]]:
+        """`search` for several queries; candidates are encoded once.
+
+        Raises:
+            UserError: As `search`.
+        """
+        if not candidates or not queries:
+            return [[] for _ in queries]
+        candidates_CD = self.encode(candidates, task=task)
+        found: list[list[tuple[int, float]]] = []
+        for query_D in self.encode(queries, task=task):
+            scores_C = candidates_CD @ query_D
+            best = np.argsort(-scores_C, kind="stable")[:top_k]
+            found.append([(int(index), float(scores_C[index])) for index in best])
+        return found
 
     def evaluate(
         self,
@@ -207,7 +218,12 @@ class CodeModel:
 
         return upload(self.folder, repo_id, private=private)
 
-    def _task(self, name: str) -> Task:
+    def require(self, name: str) -> Task:
+        """The task of that name.
+
+        Raises:
+            UserError: The module was not trained on it.
+        """
         if name not in self.tasks:
             raise UserError(f"this module was not trained on {name!r}", did_you_mean(name, self.tasks))
         return self.tasks[name]
@@ -231,7 +247,7 @@ class CodeModel:
     def _read(self, name: str, data: str | Path | None, split: SplitName, limit: int | None) -> SplitRows:
         from manyskills.data.preparation import task_source
 
-        config = self._config.tasks[self._task(name).name]
+        config = self._config.tasks[self.require(name).name]
         source = str(Path(data) / name) if data is not None else task_source(self._config, name)
         wanted = limit if limit is not None else getattr(config.limit, split)
         return read_split(self.tasks[name], source, split, columns=config.columns, limit=wanted, seed=self._config.seed)

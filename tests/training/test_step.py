@@ -13,6 +13,7 @@ from manyskills.training.step import accumulate_gradients
 from tests.conftest import FAMILIES
 from tests.training.helpers import ALONE, CPU, gradients, small_config, warmed_up
 
+NO_DROPOUT = {name: {"head_dropout": 0.0} for name in ("code_search", "clone_detection")}
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
 
@@ -32,8 +33,9 @@ def test_cached_and_single_pass_give_the_same_gradients(family, backbone_folder,
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_chunking_does_not_change_the_step(family, backbone_folder, data_dir):
-    config = small_config(backbone_folder(family), data_dir, method={"name": "lora", "r": 2, "lora_dropout": 0.0},
-                          tasks={name: {"head_dropout": 0.0} for name in ("code_search", "clone_detection")})  # fmt: skip
+    config = small_config(
+        backbone_folder(family), data_dir, method={"name": "lora", "r": 2, "lora_dropout": 0.0}, tasks=NO_DROPOUT
+    )
     model, prepared = warmed_up(config)
     one, expected = gradients(model, prepared, config, cached=False, budget=10**9)
     two, found = gradients(model, prepared, config, cached=True, budget=64)
@@ -44,8 +46,7 @@ def test_chunking_does_not_change_the_step(family, backbone_folder, data_dir):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_unique_texts_give_the_loss_of_encoding_every_occurrence(family, backbone_folder, data_dir):
-    config = small_config(backbone_folder(family), data_dir, method="full",
-                          tasks={name: {"head_dropout": 0.0} for name in ("code_search", "clone_detection")})  # fmt: skip
+    config = small_config(backbone_folder(family), data_dir, method="full", tasks=NO_DROPOUT)
     model, prepared = warmed_up(config)
     examples = prepared.examples["train"]
     occurrences = sum(part.texts_EK.size for part in examples.values())

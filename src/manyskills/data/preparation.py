@@ -70,8 +70,16 @@ class Prepared:
 
 
 def task_source(config: TrainConfig, name: str) -> str:
-    """Where a task's data is: its own `data` key, or its folder in data_dir."""
-    return config.tasks[name].data or str(Path(config.data_dir) / name)
+    """Where a task's data is: its own `data` key, or its folder in data_dir.
+
+    Raises:
+        UserError: It is in data_dir, and that is no folder: `data/code_search` must not be taken for a hub id.
+    """
+    own = config.tasks[name].data
+    if own is None and not Path(config.data_dir).is_dir():
+        hint = f"set data_dir, or tasks.{name}.data to a folder or hub id"
+        raise UserError(f"data_dir: {config.data_dir} is not a folder", hint)
+    return own or str(Path(config.data_dir) / name)
 
 
 def read_tasks(config: TrainConfig, splits: Sequence[SplitName], *, limited: bool = True) -> SplitTable:

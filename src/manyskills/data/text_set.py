@@ -77,20 +77,34 @@ def _view(examples: Examples, unique_N: np.ndarray) -> View:
     return View(np.searchsorted(unique_N, mine_M), texts_EK, examples.labels_E)
 
 
-def plan_chunks(lengths_N: np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """Positions of the sequences of each chunk: like lengths together, so that little is padded.
+CHUNK_COST = 128
+"""What one more chunk costs, in tokens: a forward pass has work that does not depend on its size."""
 
-    A chunk's number of sequences times its longest is at most the budget, unless one sequence alone exceeds it. The
-    plan depends on nothing but the lengths, so every process and every resumed run makes the same.
+
+def plan_chunks(lengths_N: np.ndarray, token_budget: int, chunk_cost: int = CHUNK_COST) -> list[np.ndarray]:
+    """Positions of the sequences of each chunk: like lengths together, cut where it saves most padding.
+
+    The sequences are sorted by length and cut so that padded tokens plus `chunk_cost` a chunk are least (an exact
+    dynamic program). A chunk's number of sequences times its longest is at most the budget, unless one sequence alone
+    exceeds it. The plan depends on nothing but the arguments, so every process and every resumed run makes the same.
     """
     order = np.argsort(lengths_N, kind="stable")
+    sorted_N = np.asarray(lengths_N, dtype=np.int64)[order]
+    count = len(order)
+    cost = np.zeros(count + 1, dtype=np.int64)  # cost[n]: least cost of the n shortest sequences
+    start = np.zeros(count + 1, dtype=np.int64)  # start[n]: where the last chunk of that plan begins
+    for end in range(1, count + 1):
+        longest = max(int(sorted_N[end - 1]), 1)
+        first = max(end - max(token_budget // longest, 1), 0)
+        candidates = cost[first:end] + longest * np.arange(end - first, 0, -1)
+        best = int(candidates.argmin())
+        cost[end], start[end] = candidates[best] + chunk_cost, first + best
     chunks: list[np.ndarray] = []
-    start = 0
-    for end in range(1, len(order) + 1):
-        if end == len(order) or (end + 1 - start) * int(lengths_N[order[end]]) > token_budget:
-            chunks.append(order[start:end])
-            start = end
-    return chunks
+    end = count
+    while end > 0:
+        chunks.append(order[start[end] : end])
+        end = int(start[end])
+    return chunks[::-1]
 
 
 def pad_chunk(store: TokenStore, indices_B: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,12 @@ import numpy as np
 import torch
 
 from manyskills.data.text_set import Examples, TextSet, View, gather
-from manyskills.evaluation.classification import choose_threshold, classification_metrics, score_classification
+from manyskills.evaluation.classification import (
+    choose_threshold,
+    classification_metrics,
+    score_classification,
+    threshold_metric,
+)
 from manyskills.evaluation.ranking import ranking_metrics, ranks, score_ranking
 from manyskills.evaluation.scores import TaskScores
 from manyskills.model.heads import BinaryHead
@@ -83,7 +88,7 @@ def _ranking(sides_MP: np.ndarray, texts_E2: np.ndarray) -> Ranking:
 def choose_thresholds(outputs: Mapping[str, Outputs], metrics: Mapping[str, str]) -> dict[str, float]:
     """For each classifying task the threshold that is best for its primary metric on these (validation) answers."""
     return {
-        name: choose_threshold(answer.labels_E, answer.probabilities_E, metrics[name])
+        name: choose_threshold(answer.labels_E, answer.probabilities_E, threshold_metric(metrics[name]))
         for name, answer in outputs.items()
         if isinstance(answer, Probabilities) and answer.labels_E is not None
     }

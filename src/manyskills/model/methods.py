@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch import nn
 
 from manyskills.config import FrozenConfig, FullConfig, LoraConfig
@@ -41,7 +43,10 @@ def _with_lora(backbone: Backbone, method: LoraConfig) -> nn.Module:
         base_model_name_or_path=backbone.config.name,
         revision=backbone.config.revision,
     )
-    model = peft.PeftModel(backbone.model, config, adapter_name=ADAPTER_NAME)
+    with warnings.catch_warnings():
+        # peft asks transformers for a name that transformers is about to drop; neither is the user's business
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        model = peft.PeftModel(backbone.model, config, adapter_name=ADAPTER_NAME)
     changed = sum(isinstance(module, LoraLayer) for module in model.modules())
     if changed != len(meant):
         raise RuntimeError(f"LoRA changed {changed} modules where {len(meant)} were meant")

@@ -289,5 +289,6 @@ def _write_plots(folder: RunFolder, results: dict[str, Any]) -> None:
     from manyskills.evaluation.plots import plot_results, plot_training
 
     folder.plots.mkdir(exist_ok=True)
-    plot_training(folder.read_metrics(), folder.plots / "training.png")
+    metrics = {name: entry["primary_metric"] for name, entry in results["tasks"].items()}
+    plot_training(folder.read_metrics(), folder.plots / "training.png", metrics=metrics)
     plot_results(results, folder.plots / "results.png")

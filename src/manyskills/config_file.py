@@ -1,0 +1,108 @@
+"""Configuration files: YAML and dotted overrides to a `TrainConfig`, with every mistake shown at once, and back.
+
+Overrides (`key.sub=value`, the value read as YAML) are applied after short forms were written out, so that
+`method: lora` with `method.r=8`, or `tasks: [code_search]` with `tasks.code_search.limit=500`, mean what they say.
+An override that changes the `name` of a section (`method.name=frozen`) drops the keys which the file gave for
+the former choice and which the new one does not have; keys from other overrides stay: errors if they do not fit.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from manyskills.config import TrainConfig
+from manyskills.config_draft import HINT, Draft, expand
+from manyskills.config_sections import NAMED_SECTIONS, keys_of_choice
+from manyskills.config_starter import starter_config
+from manyskills.config_yaml import read_yaml
+from manyskills.errors import UserError
+
+__all__ = ["config_from_dict", "config_schema", "dump_config", "load_config", "starter_config"]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a configuration.
+
+    Args:
+        path: A YAML file.
+        overrides: `key.sub=value` each, applied in order.
+
+    Raises:
+        UserError: No such file, broken YAML, or mistakes in it: all of them, each as `file:line: key: problem`; those
+            from an override name the override.
+    """
+    draft = _read(Path(path))
+    for override in overrides:
+        draft.override(override)
+    return _checked(draft)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of these keys, with the checks and short forms of a file.
+
+    Raises:
+        UserError: Mistakes in it, all of them.
+    """
+    plain = copy.deepcopy(dict(values))
+    expand(plain)
+    return _checked(Draft("configuration", plain, {}))
+
+
+def _checked(draft: Draft) -> TrainConfig:
+    draft.fill_names()
+    draft.check_tasks()
+    config = None
+    try:
+        config = TrainConfig.model_validate(draft.values)
+    except ValidationError as error:
+        draft.add_all(error)
+    draft.raise_problems()
+    assert config is not None
+    return config
+
+
+def dump_config(config: TrainConfig) -> str:
+    """The configuration as YAML with every key; `load_config` gives the same configuration back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def config_schema() -> dict[str, Any]:
+    """The JSON schema of configuration files, short forms included, for editors."""
+    schema = TrainConfig.model_json_schema()
+    properties = schema["properties"]
+    for name in NAMED_SECTIONS:
+        choices = list(keys_of_choice(name))
+        short: dict[str, Any] = {"type": "string", "enum": choices} if choices else {"type": "string"}
+        properties[name] = {"anyOf": [short, properties[name]]}
+    properties["tasks"] = {"anyOf": [{"type": "array", "items": {"type": "string"}}, properties["tasks"]]}
+    limit = schema["$defs"]["TaskConfig"]["properties"]["limit"]
+    schema["$defs"]["TaskConfig"]["properties"]["limit"] = {"anyOf": [{"type": "integer"}, limit]}
+    return schema
+
+
+def _read(path: Path) -> Draft:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"there is no configuration {path}", f"`manyskills init {path}` writes one") from error
+    except IsADirectoryError as error:
+        raise UserError(f"wanted a configuration file, found the folder {path}", "name a YAML file") from error
+    except UnicodeDecodeError as error:
+        line = path.read_bytes().count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}:{line}: wanted UTF-8, found byte 0x{error.object[error.start]:02x} at byte offset {error.start:,}",
+            "save the file as UTF-8",
+        ) from error
+    content = read_yaml(text, lambda line: f"{path}:{line}")
+    if not isinstance(content.value, dict | None):
+        raise UserError(f"{path}: wanted keys and values, found {type(content.value).__name__}", HINT)
+    values = content.value or {}
+    expand(values)
+    origins = {key: f"{path}:{line}" for key, line in content.lines.items()}
+    return Draft(str(path), values, origins, content.problems)

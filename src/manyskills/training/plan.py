@@ -1,0 +1,208 @@
+"""What a run will cost, before it is started: steps, tokens, parameters, memory, truncation.
+
+Nothing is trained and no weights are read; the network is built on the meta device, so a plan at real size needs only a
+backbone's configuration and tokenizer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from manyskills.config import TrainConfig
+from manyskills.data.preparation import Prepared, Truncation, prepare, read_tasks, synthetic_tasks
+from manyskills.data.sampling import Phase, Sampler
+from manyskills.data.text_set import gather, plan_chunks
+from manyskills.model.backbones import load_backbone
+from manyskills.model.multitask import MultiTaskModel
+from manyskills.tasks import SPLITS, SplitName
+from manyskills.training.schedule import Schedule
+
+SAMPLED_STEPS = 50
+"""Steps whose texts are looked at to estimate tokens; the sampler makes any step without the ones before it."""
+
+OVERHEAD = 1.5
+"""What a process holds for one byte that autograd saves: measured on the CPU with minilm, 1.56 (LoRA on attention),
+1.53 (LoRA everywhere) and 1.14 (full fine-tuning)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPlan:
+    """One task of a plan."""
+
+    rows: dict[SplitName, int]
+    rows_a_step: float
+    texts_a_step: float
+    truncation: Truncation
+    synthetic: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Estimated bytes on the training device.
+
+    Attributes:
+        weights: The backbone.
+        training: Gradients and AdamW's two moments of everything that trains, in float32.
+        activations: What the backward pass keeps of the texts whose graph is held at one time.
+    """
+
+    weights: int
+    training: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it; the libraries themselves take some hundred megabytes more."""
+        return self.weights + self.training + self.activations
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run before it is started."""
+
+    tasks: dict[str, TaskPlan]
+    steps: int
+    eval_steps: int
+    tokens_a_step: float
+    padded_tokens_a_step: float
+    tokens: int
+    tokens_to_validate: int
+    trainable_shared: int
+    trainable_heads: int
+    backbone_parameters: int
+    memory: dict[str, Memory]
+    step_memory: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self) | {"estimated_memory": {how: memory.total for how, memory in self.memory.items()}}
+
+
+def make_plan(config: TrainConfig) -> Plan:
+    """Read and check all data, build the network without weights, and estimate.
+
+    Raises:
+        UserError: Whatever would stop the run.
+    """
+    backbone = load_backbone(config.backbone, weights=False)
+    model = MultiTaskModel(backbone, config.method, config.tasks)
+    positions = model.architecture.max_positions
+    rows = read_tasks(config, SPLITS)
+    prepared = prepare(rows, config.tasks, config.max_length, model.tokenizer, model.template, positions)
+    schedule = Schedule.of(config, sum(len(part) for part in prepared.examples["train"].values()))
+    steps = _look_at_steps(config, prepared, schedule.total)
+    shared = sum(p.numel() for _, p in model.shared_parameters())
+    heads = sum(p.numel() for _, p in model.head_parameters())
+    synthetic = synthetic_tasks(rows)
+    return Plan(
+        tasks={
+            name: TaskPlan(
+                {split: len(rows[split][name].rows) for split in SPLITS},
+                steps.rows[name],
+                steps.texts[name],
+                prepared.truncation[name],
+                synthetic.get(name),
+            )
+            for name in config.tasks
+        },
+        steps=schedule.total,
+        eval_steps=schedule.eval_steps,
+        tokens_a_step=steps.tokens,
+        padded_tokens_a_step=steps.padded,
+        tokens=int(steps.tokens * schedule.total) if shared else 0,
+        tokens_to_validate=int(prepared.store.lengths_N[prepared.used_texts("valid")].sum()),
+        trainable_shared=shared,
+        trainable_heads=heads,
+        backbone_parameters=sum(p.numel() for name, p in model.backbone.named_parameters() if "lora_" not in name),
+        memory={
+            how: _memory(model, shared + heads, tokens)
+            for how, tokens in (("single_pass", steps.most_padded), ("cached", steps.most_padded_chunk))
+        },
+        step_memory=config.step_memory,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    rows: dict[str, float]
+    texts: dict[str, float]
+    tokens: float
+    padded: float
+    most_padded: int
+    most_padded_chunk: int
+
+
+def _look_at_steps(config: TrainConfig, prepared: Prepared, total: int) -> _Steps:
+    """Averages and maxima over steps spread evenly over the run."""
+    shares = {name: task.positive_share for name, task in config.tasks.items() if task.positive_share}
+    sampler = Sampler(prepared.examples["train"], config.sampling, config.batch_size, config.seed, shares)
+    phases = [Phase(0, tuple(config.tasks))]
+    rows: dict[str, list[int]] = {name: [] for name in config.tasks}
+    texts: dict[str, list[int]] = {name: [] for name in config.tasks}
+    tokens, padded, chunks = [], [], []
+    for step in np.unique(np.linspace(0, total - 1, min(SAMPLED_STEPS, total)).astype(int)).tolist():
+        batch = sampler.at(step, phases)
+        lengths_N = prepared.store.lengths_N[gather(batch).unique_N]
+        sizes = [len(chunk) * int(lengths_N[chunk].max()) for chunk in plan_chunks(lengths_N, config.token_budget)]
+        tokens.append(int(lengths_N.sum()))
+        padded.append(sum(sizes))
+        chunks.append(max(sizes))
+        for name in config.tasks:
+            rows[name].append(len(batch[name]) if name in batch else 0)
+            texts[name].append(len(np.unique(batch[name].texts_EK)) if name in batch else 0)
+    return _Steps(
+        {name: float(np.mean(values)) for name, values in rows.items()},
+        {name: float(np.mean(values)) for name, values in texts.items()},
+        float(np.mean(tokens)),
+        float(np.mean(padded)),
+        max(padded),
+        max(chunks),
+    )
+
+
+def _memory(model: MultiTaskModel, trainable: int, padded_tokens: int) -> Memory:
+    weights = sum(p.numel() * p.element_size() for p in model.backbone.parameters())
+    activations = padded_tokens * activation_bytes(model) if model.trains_backbone else 0
+    return Memory(weights, trainable * (4 + 8), activations)
+
+
+def activation_bytes(model: MultiTaskModel) -> int:
+    """Bytes a token that the backward pass keeps, read off autograd itself on a network without weights.
+
+    On the meta device attention falls back to a kernel that stores its scores, which grow with the length and which the
+    fused kernels do not store; two lengths give the part that does not grow. Times `OVERHEAD` for what the allocator
+    holds besides.
+
+    Args:
+        model: On the meta device.
+    """
+    short, long = 32, 64
+    slope = (_saved_bytes(model, long) - _saved_bytes(model, short)) / (long - short)
+    return max(int((_saved_bytes(model, short) - slope * short) * OVERHEAD), 0)
+
+
+def _saved_bytes(model: MultiTaskModel, tokens: int) -> float:
+    """Bytes a token that a forward pass of one sequence saves, weights left out."""
+    weights = {p.untyped_storage()._cdata for p in model.backbone.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            saved[storage._cdata] = storage
+        return tensor
+
+    ids_BT = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+    # a ready-made mask keeps transformers from looking into a decoder's positions, which have no values here
+    decoder = model.architecture.family == "decoder"
+    mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device="meta") if decoder else None
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        states = model.backbone(input_ids=ids_BT, attention_mask=mask).last_hidden_state
+    total = sum(storage.nbytes() for storage in saved.values())
+    del states
+    return total / tokens
