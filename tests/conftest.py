@@ -121,6 +121,16 @@ def data_dir(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def trained_run(backbone_folder, data_dir, tmp_path_factory):
+    """A finished run of four tasks on a tiny BERT, for tests that only read it."""
+    from manyskills.training.run import train
+    from tests.training.helpers import small_config
+
+    folder = tmp_path_factory.mktemp("runs") / "shared"
+    return train(small_config(backbone_folder("bert"), data_dir, folder, max_steps=12, eval_steps=4))
+
+
 def _write(path: Path, rows) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -139,6 +139,10 @@ class CodeModel:
         """
         if task is not None and self.require(task).kind is not Kind.EMBED:
             raise UserError(f"{task} has no vectors of its own", "leave task out")
+        if not texts:
+            size = self._model.architecture.hidden_size
+            width = self._config.tasks[task].head_hidden if task is not None else 0
+            return np.empty((0, width or size), dtype=np.float32)
         examples, vectors_ND = self._encode_rows(task, [(text,) for text in texts])
         if task is not None:
             with torch.no_grad():
@@ -231,11 +235,13 @@ class CodeModel:
     def _encode_rows(self, task: str | None, rows: Sequence[tuple[str, ...]]) -> tuple[Examples, torch.Tensor]:
         """Unique texts once; the examples index them."""
         config = self._config.tasks[task] if task else None
-        joint = config is not None and config.read == "joint"
+        joint = config is not None and config.read == "joint" and get_task(task or "").kind is Kind.PAIR
         positions = self._model.architecture.max_positions
         limit = self._config.max_length
         if task and config:
             limit = length_limit(task, config, limit, positions)
+        elif positions is not None:  # every task may have a lower limit of its own
+            limit = min(limit, positions)
         table = TextTable()
         texts = [[table.add((row[0], row[1]), limit)] if joint else [table.add(t, limit) for t in row] for row in rows]
         store = tokenize(table.entries, self._model.tokenizer, self._model.template, use_cache=False)

@@ -132,12 +132,19 @@ class TaskConfig(Section):
     read: Literal["separate", "joint"] = Field(
         "separate", description="Pairs: each text once (separate), or both in one sequence (joint, far slower)."
     )
-    head_hidden: NonNegativeInt = Field(0, description="Width of a hidden layer in the head; 0 for none.")
+    head_hidden: NonNegativeInt = Field(
+        0, description="Width inside the head; 0 for none (pairs: 128; searches: that of the vectors)."
+    )
     head_dropout: Fraction = Field(0.1, description="Dropout before the head.")
     positive_weight: PositiveFloat | Literal["balanced"] | None = Field(
         None, description="Weight of positive rows in the cross-entropy; balanced: negatives / positives."
     )
     focal_gamma: NonNegativeFloat = Field(0.0, description="Focal loss exponent (Lin et al. 2017); 0 is cross-entropy.")
+    rename_identifiers: Fraction = Field(
+        0.0,
+        description="Share of training rows whose function, parameter and variable names become placeholders, as in "
+        "AdvTest's test split; Python only, rows that do not parse stay as they are.",
+    )
     positive_share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="Share of positive rows among those drawn; probabilities are corrected back afterwards."
     )
@@ -166,6 +173,11 @@ class TrainConfig(Section):
     output_dir: str = Field("runs/run", description="The run folder.")
 
     max_length: PositiveInt = Field(256, description="Tokens per text; longer ones are cut, counted and reported.")
+    heads_first: bool = Field(
+        False,
+        description="Train the heads on the frozen backbone first, then everything: the module does not learn from "
+        "random heads (Kumar et al. 2022, arXiv 2202.10054). Costs one encoding of the training texts.",
+    )
     learning_rate: PositiveFloat = Field(5e-4, description="Of the shared module.")
     head_learning_rate: PositiveFloat | None = Field(None, description="Of the heads; default: learning_rate.")
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"

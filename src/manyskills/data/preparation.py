@@ -18,7 +18,7 @@ from manyskills.data.rows import SplitRows
 from manyskills.data.text_set import Examples, distinct_sequences
 from manyskills.data.tokens import Template, TextTable, TokenStore, tokenize
 from manyskills.errors import UserError
-from manyskills.tasks import SplitName, get_task
+from manyskills.tasks import Kind, SplitName, get_task
 
 SplitTable = dict[SplitName, dict[str, SplitRows]]
 
@@ -156,11 +156,15 @@ def length_limit(name: str, config: TaskConfig, max_length: int, max_positions: 
 def _index(part: SplitRows, config: TaskConfig, limit: int, table: TextTable) -> Examples:
     texts: list[list[int]] = []
     labels: list[float] = []
-    for example in part.examples(joint=config.read == "joint" and len(part.task.inputs) == 2):
+    if config.read == "joint" and part.task.kind is Kind.EMBED:
+        wanted = f"tasks.{part.task.name}.read: a search compares texts that were read apart, joint cannot be"
+        raise UserError(wanted, f"leave tasks.{part.task.name}.read out")
+    joint = config.read == "joint" and part.task.kind is Kind.PAIR
+    for example in part.examples(joint=joint):
         texts.append([table.add(text, limit) for text in example.texts])
         if example.label is not None:
             labels.append(float(example.label))
-    width = 1 if config.read == "joint" else len(part.task.inputs)
+    width = 1 if joint else len(part.task.inputs)
     texts_EK = np.asarray(texts, dtype=np.int64).reshape(-1, width)
     return Examples(part.task, texts_EK, np.asarray(labels, dtype=np.float32) if labels else None)
 

@@ -95,8 +95,9 @@ class Sampler:
     def at(self, step: int, phases: Sequence[Phase]) -> dict[str, Examples]:
         """The examples of one step; a task whose share of this step is less than one example is absent."""
         batch: dict[str, Examples] = {}
+        before, after = self._drawn(step, phases), self._drawn(step + 1, phases)
         for name in self.examples:
-            start, end = self._drawn(name, step, phases), self._drawn(name, step + 1, phases)
+            start, end = before[name], after[name]
             rows = [
                 stream.rows(_portion(start, share), _portion(end, share) - _portion(start, share))
                 for stream, share in self._streams[name]
@@ -105,15 +106,34 @@ class Sampler:
                 batch[name] = self.examples[name].take(np.concatenate(rows))
         return batch
 
-    def _drawn(self, name: str, step: int, phases: Sequence[Phase]) -> int:
-        """How many examples of a task the steps before this one have drawn."""
-        drawn = 0
+    def _drawn(self, step: int, phases: Sequence[Phase]) -> dict[str, int]:
+        """How many examples of each task the steps before this one have drawn."""
+        drawn = dict.fromkeys(self.examples, 0)
         for phase, following in zip(phases, [*phases[1:], None], strict=True):
             end = step if following is None else min(step, following.start)
-            if name in phase.active and end > phase.start:
+            if phase.active and end > phase.start:
                 sizes = {task: len(self.examples[task]) for task in phase.active}
-                drawn += int((end - phase.start) * self.batch_size * task_shares(sizes, self.sampling)[name] + 1e-9)
+                shares = task_shares(sizes, self.sampling)
+                for name, count in apportion((end - phase.start) * self.batch_size, shares).items():
+                    drawn[name] += count
         return drawn
+
+
+def apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """Whole numbers in these shares that sum to `total`, and of which none falls when `total` grows.
+
+    Sainte-Laguë's method: with it every step holds exactly `batch_size` examples, also where shares of it are no whole
+    numbers or less than one.
+
+    Args:
+        total: Examples of all tasks.
+        shares: Sum to 1.
+    """
+    # no count of the method is further than the number of tasks below its share: from there the rest is dealt out
+    counts = {name: max(math.floor(total * share) - len(shares), 0) for name, share in shares.items()}
+    for _ in range(total - sum(counts.values())):
+        counts[max(shares, key=lambda name: shares[name] / (2 * counts[name] + 1))] += 1
+    return counts
 
 
 def _portion(drawn: int, share: tuple[float, bool]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import numpy as np
 from manyskills.tasks.base import Text
 
 CACHE_VARIABLE = "MANYSKILLS_CACHE"
-FORMAT = 1
+FORMAT = 2
 """Part of every cache key: raise it when the layout or the meaning of the arrays changes."""
 
 
@@ -135,7 +136,7 @@ def tokenize(
     """
     key = _content_key(entries, tokenizer_digest(tokenizer, template))
     folder = cache_folder() / "tokens" / key
-    if use_cache and (stored := _load(folder)) is not None:
+    if use_cache and (stored := _load(folder, len(entries))) is not None:
         return stored
     store = _tokenize(entries, tokenizer, template)
     if use_cache:
@@ -147,15 +148,16 @@ def _content_key(entries: Sequence[tuple[Text, int]], tokenizer_key: str) -> str
     digest = hashlib.sha256(tokenizer_key.encode())
     for text, limit in entries:
         parts = (text,) if isinstance(text, str) else text
+        digest.update(b"%d:%d:" % (limit, len(parts)))  # two texts are not one pair
         for part in parts:
             data = part.encode("utf-8", "surrogatepass")
-            digest.update(b"%d:%d:" % (limit, len(data)))
+            digest.update(b"%d:" % len(data))
             digest.update(data)
     return digest.hexdigest()[:40]
 
 
 def _tokenize(entries: Sequence[tuple[Text, int]], tokenizer: Any, template: Template) -> TokenStore:
-    parts = [part for text, _ in entries for part in ((text,) if isinstance(text, str) else text)]
+    parts = [_encodable(part) for text, _ in entries for part in ((text,) if isinstance(text, str) else text)]
     encoded = _encode_batches(parts, tokenizer)
     sequences: list[list[int]] = []
     full_lengths: list[int] = []
@@ -171,6 +173,15 @@ def _tokenize(entries: Sequence[tuple[Text, int]], tokenizer: Any, template: Tem
     np.cumsum([len(sequence) for sequence in sequences], out=starts_N[1:])
     ids_T = np.fromiter((i for sequence in sequences for i in sequence), dtype=np.int32, count=int(starts_N[-1]))
     return TokenStore(ids_T, starts_N, np.asarray(full_lengths, dtype=np.int32))
+
+
+def _encodable(text: str) -> str:
+    """The text with a question mark for each half of a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="replace").decode()
+    return text
 
 
 def _encode_batches(parts: list[str], tokenizer: Any, batch: int = 2048):  # noqa: ANN202 - a generator of id lists
@@ -191,12 +202,14 @@ def _assemble(first: list[int], second: list[int] | None, room: int, template: T
     return [*template.prefix, *first, *template.middle, *second, *template.suffix]
 
 
-def _load(folder: Path) -> TokenStore | None:
+def _load(folder: Path, entries: int) -> TokenStore | None:
     try:
         arrays = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS)
-        return TokenStore(*arrays)
-    except (OSError, ValueError):  # absent, or cut short by something outside: made again
+        store = TokenStore(*arrays)
+    except (OSError, ValueError, EOFError):  # absent, or cut short by something outside: made again
         return None
+    whole = len(store) == entries == len(store.starts_N) - 1 and store.starts_N[-1] == len(store.ids_T)
+    return store if whole else None
 
 
 _ARRAYS = ("ids", "starts", "full_lengths")
@@ -211,6 +224,7 @@ def _save(store: TokenStore, folder: Path) -> None:
             build.mkdir()
             for name, array in zip(_ARRAYS, (store.ids_T, store.starts_N, store.full_lengths_N), strict=True):
                 np.save(build / f"{name}.npy", array, allow_pickle=False)
+            shutil.rmtree(folder, ignore_errors=True)  # there only if it is broken, or was made just now by another
             build.rename(folder)
     except OSError:
         return

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from manyskills.config import BackboneConfig
@@ -182,6 +183,9 @@ def _load_tokenizer(source: str, config: BackboneConfig) -> Any:
     if not getattr(tokenizer, "is_fast", False):
         hint = "convert it with transformers' convert_slow_tokenizer and save it beside the weights"
         raise UserError(f"backbone {config.name!r} has no fast tokenizer (tokenizer.json)", hint)
+    probe = tokenizer("def add(a, b): return a + b", add_special_tokens=False)["input_ids"]
+    if set(probe) <= {tokenizer.unk_token_id}:  # transformers makes an empty tokenizer where the files are missing
+        raise ValueError("its tokenizer knows no words: tokenizer.json is missing or empty")
     tokenizer.model_max_length = int(1e30)  # lengths are our own business; no warning about long texts
     return tokenizer
 
@@ -193,18 +197,23 @@ def _load_model(
 
     hf_config.use_cache = False
     auto = AutoModelForTextEncoding if hf_config.model_type in ENCODER_DECODERS else AutoModel
+    extra = {"add_pooling_layer": False} if hf_config.model_type in {"bert", "roberta"} else {}
     if not weights:
         with torch.device("meta"):
-            return auto.from_config(hf_config)
-    extra = {"add_pooling_layer": False} if hf_config.model_type in {"bert", "roberta"} else {}
-    return auto.from_pretrained(
+            return auto.from_config(hf_config, **extra)
+    model, found = auto.from_pretrained(
         source,
         config=hf_config,
         revision=config.revision,
         dtype=_dtype(config, device),
         use_safetensors=True,
+        output_loading_info=True,
         **extra,
     )
+    missing = sorted(found["missing_keys"])
+    if missing:  # transformers would start them at random and carry on
+        raise ValueError(f"{len(missing)} weights are missing (first: {missing[0]})")
+    return model
 
 
 def _dtype(config: BackboneConfig, device: torch.device | None) -> torch.dtype:
@@ -219,7 +228,7 @@ def _explained(config: BackboneConfig, source: str) -> Iterator[None]:
     """Turns the many errors of loading into one sentence with the backbone's name."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = (
             "the folder needs config.json, tokenizer.json and model.safetensors"

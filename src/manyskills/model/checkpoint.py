@@ -7,7 +7,8 @@ after loading is the field's most frequent complaint.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,8 @@ def load_weights(model: MultiTaskModel, folder: Path) -> None:
     heads = _read(folder / HEADS_FILE)
     expected = set(model.heads.state_dict())
     _refuse_difference(expected, set(heads), folder / HEADS_FILE)
-    model.heads.load_state_dict(heads)
+    with _explained(folder / HEADS_FILE):
+        model.heads.load_state_dict(heads)
 
 
 def shared_state(model: MultiTaskModel) -> dict[str, torch.Tensor]:
@@ -129,13 +131,20 @@ def _load_exactly(
     backbone: nn.Module, state: dict[str, torch.Tensor], expected: set[str], path: Path, model: MultiTaskModel
 ) -> None:
     _refuse_difference(expected, set(state), path)
-    try:
+    with _explained(path):
         if model.method.name == "lora":
             from peft import set_peft_model_state_dict
 
             set_peft_model_state_dict(backbone, state, adapter_name=ADAPTER_NAME)
         else:
             backbone.load_state_dict(state, strict=False)  # names were compared above; frozen buffers are not saved
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns torch's report on shapes that differ into one sentence."""
+    try:
+        yield
     except RuntimeError as error:
         wanted = f"{path} does not fit the backbone: {str(error).splitlines()[-1].strip()}"
         raise UserError(wanted, "load it with the backbone it was trained on") from error

@@ -63,7 +63,8 @@ class BinaryHead(Head):
         drawn = config.positive_share or rate
         seen_odds = self.positive_weight * drawn / (1 - drawn)
         self.prior_shift.fill_(math.log(rate / (1 - rate)) - math.log(seen_odds))
-        self.chance = binary_chance(drawn, self.positive_weight, self.focal_gamma)
+        one_class = not 0 < positive_rate < 1  # next to nothing is no measure
+        self.chance = binary_chance(positive_rate if one_class else drawn, self.positive_weight, self.focal_gamma)
 
     def probabilities(self, sides_MP: torch.Tensor, texts_EK: torch.Tensor) -> torch.Tensor:
         """Probability of the positive class for each example."""
@@ -137,7 +138,9 @@ class PairHead(BinaryHead):
 class EmbedHead(Head):
     """Directions in one space for queries and answers; similarity is the scaled cosine.
 
-    The scale is learnt as its logarithm and bounded by 100, as in CLIP (Radford et al. 2021, section 2.5).
+    The projection starts as the identity (as a rotation if it changes the size), so an untrained head compares the
+    backbone's own vectors. The scale is learnt as its logarithm and bounded by 100, as in CLIP (Radford et al. 2021,
+    section 2.5).
     """
 
     SCALE = 20.0
@@ -145,12 +148,13 @@ class EmbedHead(Head):
 
     def __init__(self, vector_size: int, config: TaskConfig) -> None:
         super().__init__()
-        self.project = nn.Linear(vector_size, config.head_hidden, bias=False) if config.head_hidden else None
+        self.project = nn.Linear(vector_size, config.head_hidden or vector_size, bias=False)
+        (nn.init.orthogonal_ if config.head_hidden else nn.init.eye_)(self.project.weight)
         self.log_scale = nn.Parameter(torch.tensor(math.log(self.SCALE)))
 
     def sides(self, vectors_MD: torch.Tensor) -> torch.Tensor:
         """Unit vectors."""
-        return F.normalize(vectors_MD if self.project is None else self.project(vectors_MD), dim=-1)
+        return F.normalize(self.project(vectors_MD), dim=-1)
 
     def scores(self, sides_MP: torch.Tensor, texts_EK: torch.Tensor) -> torch.Tensor:
         """Cosine of each query and its own answer."""

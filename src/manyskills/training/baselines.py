@@ -5,15 +5,21 @@ Both rest on the same vectors, those of the backbone as it was published, which 
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 
 from manyskills.config import EarlyStoppingConfig, FrozenConfig, TrainConfig
-from manyskills.data.preparation import Prepared, positive_rates
+from manyskills.data.preparation import Prepared, positive_rates, synthetic_tasks
 from manyskills.data.text_set import gather
 from manyskills.evaluation.outputs import Outputs, task_outputs
+from manyskills.files import replace_folder_atomically, write_atomically
+from manyskills.model.checkpoint import HEADS_FILE, read_tasks_file, save_model
 from manyskills.model.encoding import encode_texts
 from manyskills.model.multitask import MultiTaskModel, build_model, set_class_balance
 from manyskills.tasks import SplitName
@@ -21,6 +27,7 @@ from manyskills.training.loop import Announce, Trainer
 from manyskills.training.processes import Processes
 from manyskills.training.reporting import progress_bar
 from manyskills.training.run_folder import RunFolder
+from manyskills.training.schedule import Schedule
 from manyskills.training.tracking import NoTracker
 from manyskills.training.vectors import PrecomputedVectors
 
@@ -28,7 +35,7 @@ FROZEN_EPOCHS = 30
 FROZEN_BATCH = 256
 FROZEN_VALIDATIONS = 30
 FROZEN_PATIENCE = 8
-FROZEN_LEARNING_RATE = 2e-3
+FROZEN_LEARNING_RATE = 1e-3
 
 
 def frozen_model(config: TrainConfig, prepared: Prepared, device: torch.device) -> MultiTaskModel:
@@ -55,20 +62,68 @@ def frozen_config(config: TrainConfig) -> TrainConfig:
             "head_learning_rate": None,
             "eval_steps": None,
             "save_steps": None,
-            "early_stopping": EarlyStoppingConfig(patience=FROZEN_PATIENCE),
+            "early_stopping": EarlyStoppingConfig(patience=FROZEN_PATIENCE, keep_task_best=True),
+            "heads_first": False,
         }
     )
 
 
 def base_vectors(
-    model: MultiTaskModel, config: TrainConfig, prepared: Prepared, splits: list[SplitName]
+    model: MultiTaskModel,
+    config: TrainConfig,
+    prepared: Prepared,
+    splits: Sequence[SplitName],
+    *,
+    processes: Processes | None = None,
+    keep: Path | None = None,
 ) -> PrecomputedVectors:
-    """Vectors of every text of these splits, each encoded once, with a progress bar."""
-    indices_S = np.unique(np.concatenate([prepared.used_texts(split) for split in splits]))
-    total = int(prepared.store.lengths_N[indices_S].sum())
-    with progress_bar(total, "frozen backbone", unit="token") as bar:
-        vectors_SD = encode_texts(model, prepared.store, indices_S, config.token_budget, report=bar.update)
+    """Vectors of every text of these splits, with a progress bar.
+
+    Split by split, so that the validation split is cut into the same chunks as in training and gives the same numbers,
+    to the last bit; a text of several splits has the vector of the last.
+
+    Args:
+        model: Gives the vectors.
+        config: The run.
+        prepared: Its texts.
+        splits: Which ones.
+        processes: Share the work.
+        keep: A file that a resumed run reads instead of encoding again.
+    """
+    used = [prepared.used_texts(split) for split in splits]
+    indices_S = np.unique(np.concatenate(used))
+    if keep is not None and (kept := _kept_vectors(keep, prepared, indices_S)) is not None:
+        return PrecomputedVectors(kept, indices_S, model.device)
+    vectors_SD = torch.zeros(len(indices_S), model.architecture.hidden_size)
+    total = sum(int(prepared.store.lengths_N[part_N].sum()) for part_N in used)
+    share = processes.share if processes else (0, 1)
+    with progress_bar(total // share[1], "frozen backbone", unit="token", hidden=share[0] > 0) as bar:
+        for part_N in used:
+            rows_N = torch.from_numpy(np.searchsorted(indices_S, part_N))
+            part_ND = encode_texts(model, prepared.store, part_N, config.token_budget, share=share, report=bar.update)
+            vectors_SD[rows_N] = processes.sum(part_ND) if processes else part_ND
+    if keep is not None and share[0] == 0:
+        content = {"vectors": vectors_SD, "indices": torch.from_numpy(indices_S)}
+        write_atomically(keep, save(content, metadata={"content": _content(prepared, indices_S)}))
     return PrecomputedVectors(vectors_SD, indices_S, model.device)
+
+
+def _kept_vectors(path: Path, prepared: Prepared, indices_S: np.ndarray) -> torch.Tensor | None:
+    """The vectors of an earlier start of this run, if they are of these very texts."""
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as file:
+        if (file.metadata() or {}).get("content") != _content(prepared, indices_S):
+            return None
+        return file.get_tensor("vectors")
+
+
+def _content(prepared: Prepared, indices_S: np.ndarray) -> str:
+    """A hash of the token sequences."""
+    digest = hashlib.sha256(indices_S.tobytes())
+    digest.update(np.ascontiguousarray(prepared.store.ids_T).tobytes())
+    digest.update(prepared.store.starts_N.tobytes())
+    return digest.hexdigest()
 
 
 def split_outputs(
@@ -80,23 +135,55 @@ def split_outputs(
 
 
 def train_frozen(
-    config: TrainConfig, prepared: Prepared, source: PrecomputedVectors, model: MultiTaskModel, announce: Announce
+    config: TrainConfig,
+    prepared: Prepared,
+    source: PrecomputedVectors,
+    processes: Processes,
+    announce: Announce,
 ) -> Path:
-    """Train the heads on precomputed vectors.
+    """Train the heads on precomputed vectors, in the run's sub-folder baselines/frozen.
+
+    Args:
+        config: The run.
+        prepared: Its data.
+        source: Vectors of the training and validation texts.
+        processes: Each does the same; only the main one writes.
+        announce: Gets sentences for people.
 
     Returns:
         The folder of the best heads.
     """
-    from manyskills.training.schedule import Schedule
-
-    rows = sum(len(part) for part in prepared.examples["train"].values())
+    announce("training heads on the frozen backbone")
+    model = frozen_model(config, prepared, processes.device)
     alone = frozen_config(config)
-    schedule = Schedule.of(alone, rows)
-    alone = alone.model_copy(update={"eval_steps": max(1, schedule.total // FROZEN_VALIDATIONS)})
+    total = Schedule.of(alone, sum(len(part) for part in prepared.examples["train"].values())).total
+    alone = alone.model_copy(update={"eval_steps": max(1, total // FROZEN_VALIDATIONS)})
     folder = RunFolder(alone.output_dir)
-    folder.open(alone, resume=folder.path.exists(), overwrite=False)
-    process = Processes(0, 1, model.device)
-    trainer = Trainer(alone, model, prepared, source, folder, process, NoTracker(), announce)
-    with progress_bar(schedule.total, "frozen heads") as bar:
-        trainer.run(bar)
+    if processes.is_main:
+        folder.open(alone, resume=folder.path.exists(), overwrite=False)
+    processes.wait()
+    trainer = Trainer(alone, model, prepared, source, folder, processes, NoTracker(), lambda _: None)
+    with progress_bar(total, "frozen heads", hidden=not processes.is_main) as bar:
+        progress = trainer.run(bar)
+    values = "  ".join(f"{name} {task.best:.4f}" for name, task in progress.tasks.items())
+    announce(f"frozen backbone, each task's best on validation: {values}")
+    if processes.is_main:
+        _combine_best(folder, alone, model, prepared)
+    processes.wait()
     return folder.best
+
+
+def _combine_best(folder: RunFolder, config: TrainConfig, model: MultiTaskModel, prepared: Prepared) -> None:
+    """Heads on a frozen backbone share nothing, so each task's best is kept, whenever it was."""
+    thresholds: dict[str, float] = {}
+    for name in config.tasks:
+        saved = load_file(folder.best_by_task / name / HEADS_FILE)
+        own = {key.removeprefix(f"{name}."): value for key, value in saved.items() if key.startswith(f"{name}.")}
+        model.head(name).load_state_dict(own)
+        thresholds |= {
+            task: value
+            for task, value in read_tasks_file(folder.best_by_task / name).thresholds.items()
+            if task == name
+        }
+    synthetic = synthetic_tasks(prepared.rows)
+    replace_folder_atomically(lambda target: save_model(model, target, config, thresholds, synthetic), folder.best)

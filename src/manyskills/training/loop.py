@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Trainer:
         processes: This process among all; only the main one writes.
         tracker: Gets what metrics.jsonl gets.
         announce: Gets sentences for people.
+        start: Vectors of the validation texts at step 0, where they are known already.
     """
 
     def __init__(
@@ -61,9 +63,11 @@ class Trainer:
         processes: Processes,
         tracker: Tracker,
         announce: Announce,
+        start: PrecomputedVectors | None = None,
     ) -> None:
         self.config, self.model, self.prepared, self.source = config, model, prepared, source
         self.folder, self.processes, self.tracker, self.announce = folder, processes, tracker, announce
+        self.start = source if isinstance(source, PrecomputedVectors) else start
         train = prepared.examples["train"]
         self.schedule = Schedule.of(config, sum(len(part) for part in train.values()))
         shares = {name: task.positive_share for name, task in config.tasks.items() if task.positive_share}
@@ -99,15 +103,10 @@ class Trainer:
         step, started = self.progress.step, time.perf_counter()
         batch = self.sampler.at(step, self.progress.phases)
         self.model.train()
-        try:
-            seed = int(np.random.SeedSequence((self.config.seed, step)).generate_state(1)[0])
+        seed = int(np.random.SeedSequence((self.config.seed, step)).generate_state(1)[0])
+        with clear_failures(f"step {step + 1}"):
             result = accumulate_gradients(self.model, self.source, batch, self.balancing, seed)
-        except torch.OutOfMemoryError as error:
-            hint = "lower token_budget, set step_memory=cached, or lower max_length"
-            raise UserError(f"step {step + 1}: the device's memory is full", hint) from error
-        except UserError as error:
-            raise UserError(f"step {step + 1}: {error.message}", error.hint) from error
-        rate = self.optimizer.update(step)
+            rate = self.optimizer.update(step)
         self.balancing.update()
         self.progress.step += 1
         self.progress.tokens += int(self.prepared.store.lengths_N[gather(batch).unique_N].sum())
@@ -145,7 +144,8 @@ class Trainer:
             self.tracker.log(numbers(record), record["step"])
 
     def _validate(self) -> None:
-        outputs = self._valid_outputs()
+        with clear_failures(f"validation at step {self.progress.step}"):
+            outputs = self._valid_outputs()
         metric = {name: get_task(name).primary_metric for name in self.config.tasks}
         thresholds = choose_thresholds(outputs, metric)
         metrics = {name: {key: defined(value) for key, value in values.items()}
@@ -180,8 +180,9 @@ class Trainer:
     def _valid_outputs(self) -> dict[str, Outputs]:
         """Answers on the validation split, from the vectors of the current weights."""
         indices_N = self.prepared.used_texts("valid")
-        if isinstance(self.source, PrecomputedVectors):
-            vectors_ND = self.source.forward(indices_N, 0).cpu()
+        unchanged = self.progress.step == 0 or not self.model.trains_backbone
+        if self.start is not None and unchanged:
+            vectors_ND = self.start.forward(indices_N, 0).cpu()
         else:
             vectors_ND = encode_texts(
                 self.model, self.prepared.store, indices_N, self.config.token_budget, share=self.processes.share
@@ -227,3 +228,17 @@ class Trainer:
             self.folder.trim_metrics(self.progress.step)
         self.processes.wait()
         self.announce(f"continuing after step {self.progress.step} of {self.schedule.total}")
+
+
+@contextmanager
+def clear_failures(place: str) -> Iterator[None]:
+    """Says where a loss was not finite or memory ran out, and what helps."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        hint = "lower token_budget, set step_memory=cached, or lower max_length"
+        raise UserError(f"{place}: the device's memory is full", hint) from error
+    except UserError as error:
+        raise UserError(f"{place}: {error.message}", error.hint) from error

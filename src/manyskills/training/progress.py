@@ -10,6 +10,9 @@ from manyskills.config import EarlyStoppingConfig
 from manyskills.data.sampling import Phase
 
 
+LEAST_SHORTFALL = 0.05
+
+
 @dataclass(slots=True)
 class TaskProgress:
     """One task's best validation value, when it was, and for how many evaluations there was none better."""
@@ -90,7 +93,8 @@ def selection_score(primary: Mapping[str, float], baseline: Mapping[str, float])
     """Mean over tasks of the share of the baseline's shortfall from 1 that was made up.
 
     Metrics of different tasks are not comparable in points; relative to what was left to gain they are. All primary
-    metrics have 1 as their best value.
+    metrics have 1 as their best value. A shortfall counts as `LEAST_SHORTFALL` at least: else a task that was perfect
+    before the first step would decide alone.
     """
-    gains = [(primary[name] - base) / max(1 - base, 1e-9) for name, base in baseline.items()]
+    gains = [(primary[name] - base) / max(1 - base, LEAST_SHORTFALL) for name, base in baseline.items()]
     return sum(gains) / len(gains)

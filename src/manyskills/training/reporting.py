@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 
-def progress_bar(total: int, label: str, unit: str = "step") -> Any:
+def progress_bar(total: int, label: str, unit: str = "step", *, hidden: bool = False) -> Any:
     """A tqdm bar on stderr that is silent where stderr is no terminal."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=label, unit=unit, unit_scale=unit == "token", file=sys.stderr, disable=None,
+    return tqdm(total=total, desc=label, unit=unit, unit_scale=unit == "token", file=sys.stderr, disable=hidden or None,
                 dynamic_ncols=True, mininterval=0.5)  # fmt: skip
 
 

@@ -75,7 +75,9 @@ class RunFolder:
         if foreign:
             what = f"output_dir {self.path} holds things that no run wrote: {', '.join(foreign[:5])}"
             raise UserError(what, "choose another output_dir, or remove them yourself")
-        self.results_file.unlink(missing_ok=True)  # first: a half-cleared folder must not look finished
+        # first: a half-cleared folder must not look finished, nor like something that can be continued
+        self.results_file.unlink(missing_ok=True)
+        self.config_file.unlink(missing_ok=True)
         for path in list(self.path.iterdir()):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
@@ -84,15 +86,24 @@ class RunFolder:
         if not self.config_file.is_file():
             if any(not _is_ours(path) for path in self.path.iterdir()):
                 raise UserError(f"{self.path} is not a run folder: config.yaml is missing", "choose another output_dir")
+            self._clear()  # what is left of a run whose removal was interrupted
             return
+        self.refuse_changes(config)
+        for folder in (self.best, self.last):
+            recover_folder(folder)
+
+    def refuse_changes(self, config: TrainConfig) -> None:
+        """Make sure that the run was started with this configuration; where it is written may differ.
+
+        Raises:
+            UserError: It was not; the message names the keys.
+        """
         before, now = load_config(self.config_file).model_dump(), config.model_dump()
         ignored = {"output_dir", "report_to", "push_to_hub", "hub_model_id", "hub_private"}
         changed = [key for key in now if before[key] != now[key] and key not in ignored]
         if changed:
             hint = "resume with the configuration it was started with, or choose another output_dir"
             raise UserError(f"{self.config_file}: the run was started with other values of {', '.join(changed)}", hint)
-        for folder in (self.best, self.last):
-            recover_folder(folder)
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from manyskills.config import TrainConfig
-from manyskills.errors import require_extra
+from manyskills.errors import UserError, require_extra
 
 
 class Tracker(Protocol):
@@ -46,8 +47,7 @@ class AccelerateTracker:
     def __init__(self, config: TrainConfig, folder: Path) -> None:
         from accelerate import Accelerator
 
-        for name in config.report_to:
-            require_extra(name, "track" if name == "tensorboard" else name)
+        require_trackers(config)
         self._accelerator = Accelerator(log_with=list(config.report_to), project_dir=str(folder))
         self._accelerator.init_trackers("manyskills", config=dict(flatten(config.model_dump(mode="json"))))
 
@@ -58,6 +58,22 @@ class AccelerateTracker:
     def close(self) -> None:
         """Finish every tracker."""
         self._accelerator.end_training()
+
+
+def require_trackers(config: TrainConfig) -> None:
+    """Make sure that what `report_to` asks for can be had, before anything is written.
+
+    Raises:
+        UserError: A tracker's package is not installed; the hint is the pip command.
+    """
+    for name in () if config.report_to == "none" else config.report_to:
+        if name == "tensorboard":
+            require_extra(name, "track")
+        else:
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                raise UserError(f"{name} is not installed, and report_to asks for it", f"pip install {name}") from error
 
 
 def build_tracker(config: TrainConfig, folder: Path) -> Tracker:

@@ -1,0 +1,25 @@
+# `make demo` and `make test` do all set-up on a fresh machine that has Python 3.11 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+
+.PHONY: demo test clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[embedded,dev]"
+	touch $(STAMP)
+
+demo: $(STAMP)  ## mine Python code of this machine, train one module on it, show what it can do
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP)  ## lint, types and tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -n 2
+
+clean:  ## remove the environment and everything that demo made
+	rm -rf $(VENV) demo

@@ -1,0 +1,118 @@
+"""Scores of the trained module and of everything it is compared with, on validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from manyskills.config import TrainConfig
+from manyskills.data.preparation import Prepared, read_tasks
+from manyskills.data.rows import SplitRows
+from manyskills.evaluation.floors import tfidf_floor
+from manyskills.evaluation.outputs import Outputs, choose_thresholds, score
+from manyskills.evaluation.scores import TaskScores
+from manyskills.model.checkpoint import load_model, read_tasks_file
+from manyskills.model.multitask import MultiTaskModel
+from manyskills.tasks import get_task
+from manyskills.training import baselines
+from manyskills.training.loop import Announce
+from manyskills.training.run_folder import RunFolder
+from manyskills.training.vectors import PrecomputedVectors
+
+SplitScores = dict[str, dict[str, TaskScores]]
+"""Scores by split, then by task."""
+
+SAME = 1e-3
+"""How far a reloaded checkpoint's validation metric may be from the one it was chosen by."""
+
+
+def module_scores(
+    config: TrainConfig, prepared: Prepared, folder: RunFolder, device: torch.device, step: int
+) -> tuple[SplitScores, dict[str, Outputs], dict[str, float]]:
+    """The best checkpoint, loaded from disk as a user would.
+
+    Returns:
+        Scores, answers on the test split, thresholds.
+
+    Raises:
+        RuntimeError: It does not do on validation what it did when it was saved.
+    """
+    model = load_model(folder.best, device)
+    thresholds = read_tasks_file(folder.best).thresholds
+    source = baselines.base_vectors(model, config, prepared, ["valid", "test"])
+    valid = baselines.split_outputs(model, prepared, source, "valid")
+    test = baselines.split_outputs(model, prepared, source, "test")
+    scores = {"valid": _score(config, valid, thresholds), "test": _score(config, test, thresholds)}
+    _check_reload(scores["valid"], folder, step)
+    return scores, test, thresholds
+
+
+def _check_reload(valid: Mapping[str, TaskScores], folder: RunFolder, step: int) -> None:
+    """What was saved must be what was chosen; a head that is lost on the way to disk shows here."""
+    records = [r for r in folder.read_metrics() if r["kind"] == "valid" and r["step"] == step]
+    for name, value in records[-1]["primary"].items() if records else ():
+        found = valid[name].metrics[get_task(name).primary_metric].value or 0.0
+        if abs(found - value) > SAME:
+            what = f"{name}: {value:.4f} on validation when it was saved, {found:.4f} after loading"
+            raise RuntimeError(f"{folder.best} does not hold what was trained: {what}")
+
+
+def baseline_scores(
+    config: TrainConfig,
+    prepared: Prepared,
+    folder: RunFolder,
+    device: torch.device,
+    base: PrecomputedVectors | None,
+    announce: Announce,
+) -> dict[str, SplitScores]:
+    """Scores of what `baselines` asks for.
+
+    Args:
+        base: Vectors of the frozen backbone for validation and test; needed for untrained and frozen.
+        folder: Holds the trained frozen heads if those are asked for.
+    """
+    found: dict[str, SplitScores] = {}
+    if base is not None and "untrained" in config.baselines:
+        found["untrained"] = _both_splits(config, baselines.frozen_model(config, prepared, device), prepared, base)
+    frozen = RunFolder(baselines.frozen_config(config).output_dir).best
+    if base is not None and "frozen" in config.baselines and frozen.is_dir():
+        found["frozen"] = _both_splits(config, load_model(frozen, device), prepared, base)
+    if "floor" in config.baselines:
+        announce("computing the TF-IDF floors")
+        found["floor"] = _floor_scores(config, prepared)
+    return found
+
+
+def _both_splits(
+    config: TrainConfig, model: MultiTaskModel, prepared: Prepared, source: PrecomputedVectors
+) -> SplitScores:
+    """Scores with thresholds chosen on this model's own validation answers."""
+    valid = baselines.split_outputs(model, prepared, source, "valid")
+    thresholds = choose_thresholds(valid, {name: get_task(name).primary_metric for name in config.tasks})
+    test = baselines.split_outputs(model, prepared, source, "test")
+    return {"valid": _score(config, valid, thresholds), "test": _score(config, test, thresholds)}
+
+
+def _floor_scores(config: TrainConfig, prepared: Prepared) -> SplitScores:
+    whole: Mapping[str, SplitRows] = prepared.rows["train"]
+    if config.floor_rows == "all":
+        whole = read_tasks(config, ["train"], limited=False)["train"]
+    scores: SplitScores = {"valid": {}, "test": {}}
+    for name in config.tasks:
+        valid, test = prepared.rows["valid"][name], prepared.rows["test"][name]
+        floor = tfidf_floor(whole[name], valid, test, **_bootstrap(config))
+        assert floor.test is not None
+        scores["valid"][name], scores["test"][name] = floor.valid, floor.test
+    return scores
+
+
+def _bootstrap(config: TrainConfig) -> dict[str, Any]:
+    return {"samples": config.bootstrap_samples, "confidence": config.confidence, "seed": config.seed}
+
+
+def _score(
+    config: TrainConfig, outputs: Mapping[str, Outputs], thresholds: Mapping[str, float]
+) -> dict[str, TaskScores]:
+    return score(outputs, thresholds, **_bootstrap(config))
