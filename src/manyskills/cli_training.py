@@ -48,7 +48,8 @@ def train(
         typer.echo(json.dumps(run.results, indent=2))
     else:
         _print_results(run.results)
-        typer.echo(f"the module is in {run.path / 'best'}; plots in {run.path / 'plots'}", err=True)
+        if not quiet:
+            typer.echo(f"the module is in {run.path / 'best'}; plots in {run.path / 'plots'}", err=True)
 
 
 def evaluate(

@@ -29,7 +29,7 @@ def upload(folder: Path, repo_id: str, *, private: bool) -> str:
     try:
         address = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload the trained module")
-        if card.is_file() and (folder.parent / "results.json").is_file():  # of a run, not of whatever surrounds it
+        if folder.name == "best" and card.is_file():  # a run's card, not that of whatever is around the folder
             api.upload_file(repo_id=repo_id, path_or_fileobj=card, path_in_repo="README.md")
     except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -76,7 +76,7 @@ def _rust_full_disk(*_, **__):
         ("manyskills.training.optimizer.save_file", _rust_full_disk),
         ("manyskills.files.os.fsync", _full_disk),
         ("manyskills.training.run.write_predictions", _full_disk),
-        ("manyskills.evaluation.plots.plot_results", _full_disk),
+        ("manyskills.training.results.plot_results", _full_disk),
     ],
 )
 def test_no_space_is_one_sentence_and_nothing_half_written(target, error, config, monkeypatch, capsys, tmp_path):

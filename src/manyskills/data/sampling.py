@@ -94,17 +94,18 @@ class Sampler:
 
     def at(self, step: int, phases: Sequence[Phase]) -> dict[str, Examples]:
         """The examples of one step; a task whose share of this step is less than one example is absent."""
-        batch: dict[str, Examples] = {}
+        return {name: self.examples[name].take(rows) for name, rows in self.rows_at(step, phases).items()}
+
+    def rows_at(self, step: int, phases: Sequence[Phase]) -> dict[str, np.ndarray]:
+        """The numbers of the rows that `at` takes."""
+        rows: dict[str, np.ndarray] = {}
         before, after = self._drawn(step, phases), self._drawn(step + 1, phases)
-        for name in self.examples:
+        for name, streams in self._streams.items():
             start, end = before[name], after[name]
-            rows = [
-                stream.rows(_portion(start, share), _portion(end, share) - _portion(start, share))
-                for stream, share in self._streams[name]
-            ]
             if end > start:
-                batch[name] = self.examples[name].take(np.concatenate(rows))
-        return batch
+                portions = ((stream, _portion(start, share), _portion(end, share)) for stream, share in streams)
+                rows[name] = np.concatenate([stream.rows(first, last - first) for stream, first, last in portions])
+        return rows
 
     def _drawn(self, step: int, phases: Sequence[Phase]) -> dict[str, int]:
         """How many examples of each task the steps before this one have drawn."""

@@ -92,7 +92,8 @@ class ClassifyHead(BinaryHead):
 
     def sides(self, vectors_MD: torch.Tensor) -> torch.Tensor:
         """The logit of each text, shape (M, 1)."""
-        x_MD = self.dropout(vectors_MD)
+        # without its length and offset: backbones differ in both by orders of magnitude, learning rates should not
+        x_MD = self.dropout(F.layer_norm(vectors_MD, vectors_MD.shape[-1:]))
         if self.hidden is not None:
             x_MD = self.dropout(torch.tanh(self.hidden(x_MD)))
         return self.out(x_MD)
@@ -105,8 +106,8 @@ class ClassifyHead(BinaryHead):
 class PairHead(BinaryHead):
     """Two texts, one logit, the same for (a, b) and (b, a).
 
-    logit = w . [|p_a - p_b| ; p_a * p_b] + s (cos(v_a, v_b) - c) with p = W v. W v is computed once a text. w starts at
-    zero, so an untrained head is the cosine of the backbone's vectors.
+    logit = w . [|p_a - p_b| ; p_a * p_b] + s (cos(v_a, v_b) - c) with p = W v / |v|. W v is computed once a text. w
+    starts at zero, so an untrained head is the cosine of the backbone's vectors.
     """
 
     WIDTH = 128
@@ -123,7 +124,9 @@ class PairHead(BinaryHead):
 
     def sides(self, vectors_MD: torch.Tensor) -> torch.Tensor:
         """Each text's projection and direction, concatenated."""
-        return torch.cat([self.project(self.dropout(vectors_MD)), F.normalize(vectors_MD, dim=-1)], dim=-1)
+        directions_MD = F.normalize(vectors_MD, dim=-1)
+        scaled_MD = directions_MD * math.sqrt(vectors_MD.shape[-1])  # components of size 1, whatever the backbone
+        return torch.cat([self.project(self.dropout(scaled_MD)), directions_MD], dim=-1)
 
     def scores(self, sides_MP: torch.Tensor, texts_EK: torch.Tensor) -> torch.Tensor:
         """One logit a pair."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save
 
 from manyskills.config import EarlyStoppingConfig, FrozenConfig, TrainConfig
 from manyskills.data.preparation import Prepared, positive_rates, synthetic_tasks
+from manyskills.data.sampling import Phase, Sampler
 from manyskills.data.text_set import gather
 from manyskills.evaluation.outputs import Outputs, task_outputs
 from manyskills.files import replace_folder_atomically, write_atomically
@@ -23,7 +25,7 @@ from manyskills.model.checkpoint import HEADS_FILE, read_tasks_file, save_model
 from manyskills.model.encoding import encode_texts
 from manyskills.model.multitask import MultiTaskModel, build_model, set_class_balance
 from manyskills.tasks import SplitName
-from manyskills.training.loop import Announce, Trainer
+from manyskills.training.loop import Announce, Trainer, positive_shares
 from manyskills.training.processes import Processes
 from manyskills.training.reporting import progress_bar
 from manyskills.training.run_folder import RunFolder
@@ -66,6 +68,26 @@ def frozen_config(config: TrainConfig) -> TrainConfig:
             "heads_first": False,
         }
     )
+
+
+def rows_of_the_run(config: TrainConfig, prepared: Prepared) -> Prepared:
+    """The same data with the training rows cut down to those that the run's steps will draw.
+
+    Heads on the frozen backbone see the rows that the module sees: no more, which would not be fair to the module, and
+    nothing has to be encoded that a short run never looks at.
+    """
+    train = prepared.examples["train"]
+    sampler = Sampler(train, config.sampling, config.batch_size, config.seed, positive_shares(config))
+    total = Schedule.of(config, sum(len(part) for part in train.values())).total
+    drawn = {name: np.zeros(len(part), dtype=bool) for name, part in train.items()}
+    phases = [Phase(0, tuple(config.tasks))]
+    for step in range(total):
+        for name, rows in sampler.rows_at(step, phases).items():
+            drawn[name][rows] = True
+        if all(seen.all() for seen in drawn.values()):
+            break
+    kept = {name: part.take(np.flatnonzero(drawn[name])) if drawn[name].any() else part for name, part in train.items()}
+    return replace(prepared, examples={**prepared.examples, "train": kept})
 
 
 def base_vectors(

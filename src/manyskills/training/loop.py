@@ -70,8 +70,7 @@ class Trainer:
         self.start = source if isinstance(source, PrecomputedVectors) else start
         train = prepared.examples["train"]
         self.schedule = Schedule.of(config, sum(len(part) for part in train.values()))
-        shares = {name: task.positive_share for name, task in config.tasks.items() if task.positive_share}
-        self.sampler = Sampler(train, config.sampling, config.batch_size, config.seed, shares)
+        self.sampler = Sampler(train, config.sampling, config.batch_size, config.seed, positive_shares(config))
         self.balancing = build_balancing(config.balancing, list(config.tasks), model.device)
         self.optimizer = Optimizer(model, config, self.schedule.total)
         self.progress = Progress([Phase(0, tuple(config.tasks))])
@@ -242,3 +241,8 @@ def clear_failures(place: str) -> Iterator[None]:
         raise UserError(f"{place}: the device's memory is full", hint) from error
     except UserError as error:
         raise UserError(f"{place}: {error.message}", error.hint) from error
+
+
+def positive_shares(config: TrainConfig) -> dict[str, float]:
+    """Tasks whose positive rows are drawn in a share of their own."""
+    return {name: task.positive_share for name, task in config.tasks.items() if task.positive_share}

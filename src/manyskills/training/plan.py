@@ -19,6 +19,7 @@ from manyskills.data.text_set import gather, plan_chunks
 from manyskills.model.backbones import load_backbone
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.tasks import SPLITS, SplitName
+from manyskills.training.loop import positive_shares
 from manyskills.training.schedule import Schedule
 
 SAMPLED_STEPS = 50
@@ -138,8 +139,8 @@ class _Steps:
 
 def _look_at_steps(config: TrainConfig, prepared: Prepared, total: int) -> _Steps:
     """Averages and maxima over steps spread evenly over the run."""
-    shares = {name: task.positive_share for name, task in config.tasks.items() if task.positive_share}
-    sampler = Sampler(prepared.examples["train"], config.sampling, config.batch_size, config.seed, shares)
+    train = prepared.examples["train"]
+    sampler = Sampler(train, config.sampling, config.batch_size, config.seed, positive_shares(config))
     phases = [Phase(0, tuple(config.tasks))]
     rows: dict[str, list[int]] = {name: [] for name in config.tasks}
     texts: dict[str, list[int]] = {name: [] for name in config.tasks}

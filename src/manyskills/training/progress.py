@@ -9,7 +9,6 @@ from typing import Any
 from manyskills.config import EarlyStoppingConfig
 from manyskills.data.sampling import Phase
 
-
 LEAST_SHORTFALL = 0.05
 
 

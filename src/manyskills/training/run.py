@@ -27,7 +27,7 @@ from manyskills.training.reporting import announcer, progress_bar
 from manyskills.training.results import build_results, count_parameters, write_plots
 from manyskills.training.run_folder import RunFolder
 from manyskills.training.systems import SplitScores, baseline_scores, module_scores
-from manyskills.training.tracking import build_tracker
+from manyskills.training.tracking import build_tracker, require_trackers
 from manyskills.training.vectors import BackboneVectors, PrecomputedVectors
 
 VECTORS_FILE = "vectors.safetensors"
@@ -63,18 +63,22 @@ def train(
     processes = Processes.current()
     announce = announce or announcer(quiet=not processes.is_main)
     folder = RunFolder(config.output_dir)
-    if resume and folder.finished:
+    if resume and folder.finished and not overwrite:
+        folder.refuse_changes(config)
         announce(f"{folder.path} is finished already")
-        return Run(folder.path, json.loads(folder.results_file.read_text(encoding="utf-8")))
+        written = folder.results_file.read_text(encoding="utf-8") if processes.is_main else "{}"
+        return Run(folder.path, json.loads(written))
+    require_trackers(config)
     model, prepared = load_inputs(config, processes.device)
     for name, truncation in prepared.truncation.items():
         announce(f"{name}: {truncation.sentence()}")
     if processes.is_main:
         folder.open(config, resume=resume, overwrite=overwrite)
     processes.wait()
-    base = _base_vectors(config, model, prepared, folder, processes)
+    seen = baselines.rows_of_the_run(config, prepared) if _trains_frozen_heads(config) else prepared
+    base = _base_vectors(config, model, seen, folder, processes)
     if base is not None and _trains_frozen_heads(config):
-        heads = baselines.train_frozen(config, prepared, base, processes, announce)
+        heads = baselines.train_frozen(config, seen, base, processes, announce)
         if config.heads_first:
             model.heads.load_state_dict(load_file(heads / HEADS_FILE))
     progress = _train(config, model, prepared, folder, processes, base, announce)
@@ -112,7 +116,7 @@ def _base_vectors(
     if config.method.name == "frozen" or _trains_frozen_heads(config):
         splits = ["train", "valid"]
     if "untrained" in config.baselines or "frozen" in config.baselines:
-        splits = [*splits, "test"] if splits else ["valid", "test"]
+        splits = ["test", *splits] if splits else ["test", "valid"]
     if not splits:
         return None
     keep = folder.baselines / VECTORS_FILE

@@ -41,7 +41,7 @@ def module_scores(
     """
     model = load_model(folder.best, device)
     thresholds = read_tasks_file(folder.best).thresholds
-    source = baselines.base_vectors(model, config, prepared, ["valid", "test"])
+    source = baselines.base_vectors(model, config, prepared, ["test", "valid"])
     valid = baselines.split_outputs(model, prepared, source, "valid")
     test = baselines.split_outputs(model, prepared, source, "test")
     scores = {"valid": _score(config, valid, thresholds), "test": _score(config, test, thresholds)}
