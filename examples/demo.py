@@ -20,7 +20,6 @@ from manyskills.errors import UserError
 from manyskills.evaluation.table import print_table
 
 HERE = Path(__file__).parent
-QUERIES = ("parse a date from a string", "remove a file if it exists")
 
 
 def main() -> None:
@@ -50,16 +49,18 @@ def show_answers(model: manyskills.CodeModel, data: Path, console: Console) -> N
     """One prediction and one search on rows that were not trained on."""
     tests = read_rows(data / "flaky_tests" / "test.jsonl")
     flaky = next(row for row in tests if row["label"] == 1)
-    console.print(Panel(flaky["code"], title="a test (synthetic label: flaky)", title_align="left"))
+    console.print(Panel(str(flaky["code"]), title="a test (synthetic label: flaky)", title_align="left"))
     probability = model.predict_proba("flaky_tests", [flaky])[0]
     threshold = model.thresholds["flaky_tests"]
     verdict = "flaky" if probability >= threshold else "not flaky"
     console.print(f"predict flaky_tests: {verdict} (probability {probability:.2f}, threshold {threshold:.2f})\n")
-    functions = [row["code"] for row in read_rows(data / "code_search" / "test.jsonl")]
-    for query, found in zip(QUERIES, model.search_many(QUERIES, functions, top_k=1), strict=True):
-        index, cosine = found[0]
-        title = f"search {query!r}: best of {len(functions)}, cosine {cosine:.2f}"
-        console.print(Panel(functions[index], title=title, title_align="left"))
+    searches = read_rows(data / "code_search" / "test.jsonl")
+    functions = [str(row["code"]) for row in searches]
+    query = str(searches[0]["query"])
+    console.print(f"search {query!r} among {len(functions)} functions of unseen modules")
+    index, cosine = model.search(query, functions, top_k=1)[0]
+    own = "the function this docstring was taken from" if index == 0 else "not the one this docstring was taken from"
+    console.print(Panel(functions[index], title=f"nearest, cosine {cosine:.2f}: {own}", title_align="left"))
 
 
 def read_rows(path: Path) -> list[dict[str, str | int]]:

@@ -254,6 +254,8 @@ class CodeModel:
         from manyskills.data.preparation import task_source
 
         config = self._config.tasks[self.require(name).name]
+        if data is not None and not Path(data).is_dir():  # else <data>/<task> would be looked for on the hub
+            raise UserError(f"there is no folder {data}", f"it is to hold one folder a task, such as {name}/")
         source = str(Path(data) / name) if data is not None else task_source(self._config, name)
         wanted = limit if limit is not None else getattr(config.limit, split)
         return read_split(self.tasks[name], source, split, columns=config.columns, limit=wanted, seed=self._config.seed)

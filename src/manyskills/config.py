@@ -32,11 +32,15 @@ class Section(BaseModel):
 class BackboneConfig(Section):
     """The pre-trained transformer."""
 
-    name: str = Field("minilm", description="Alias (minilm, unixcoder, codet5p-770m …), hub id or local folder.")
-    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
-    pooling: Literal["auto", "cls", "mean", "last"] = Field("auto", description="How token states become one vector.")
+    name: str = Field(
+        default="minilm", description="Alias (minilm, unixcoder, codet5p-770m …), hub id or local folder."
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
+    pooling: Literal["auto", "cls", "mean", "last"] = Field(
+        default="auto", description="How token states become one vector."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Of the frozen weights: auto is bfloat16 on a GPU that has it, float32 elsewhere."
+        default="auto", description="Of the frozen weights: auto is bfloat16 on a GPU that has it, float32 elsewhere."
     )
 
 
@@ -56,13 +60,13 @@ class LoraConfig(Section):
     """Low-rank updates of linear layers (Hu et al. 2022, arXiv 2106.09685), from the peft library."""
 
     name: Literal["lora"] = "lora"
-    r: PositiveInt = Field(16, description="Rank.")
-    lora_alpha: PositiveInt = Field(32, description="Scale: the update is multiplied by lora_alpha / r.")
-    lora_dropout: Fraction = Field(0.05, description="Dropout on the input of the update.")
+    r: PositiveInt = Field(default=16, description="Rank.")
+    lora_alpha: PositiveInt = Field(default=32, description="Scale: the update is multiplied by lora_alpha / r.")
+    lora_dropout: Fraction = Field(default=0.05, description="Dropout on the input of the update.")
     target: Literal["attention", "all-linear"] = Field(
-        "attention", description="attention: query and value projections; all-linear: every linear layer."
+        default="attention", description="attention: query and value projections; all-linear: every linear layer."
     )
-    target_modules: list[str] | None = Field(None, description="Module names instead of `target`.")
+    target_modules: list[str] | None = Field(default=None, description="Module names instead of `target`.")
 
 
 MethodConfig = Annotated[FrozenConfig | FullConfig | LoraConfig, Field(discriminator="name")]
@@ -84,8 +88,8 @@ class TemperatureConfig(Section):
     """Share of task t proportional to min(n_t, cap)^(1/T) (Raffel et al. 2020, arXiv 1910.10683, section 3.5.2)."""
 
     name: Literal["temperature"] = "temperature"
-    temperature: PositiveFloat = Field(2.0, description="1 is proportional, large is equal.")
-    cap: PositiveInt | None = Field(None, description="Rows of a task that count at most.")
+    temperature: PositiveFloat = Field(default=2.0, description="1 is proportional, large is equal.")
+    cap: PositiveInt | None = Field(default=None, description="Rows of a task that count at most.")
 
 
 SamplingConfig = Annotated[RoundRobinConfig | ProportionalConfig | TemperatureConfig, Field(discriminator="name")]
@@ -108,7 +112,7 @@ class LearnedSoftmaxConfig(Section):
     """Softmax of learnt logits over the raw losses (Akli et al. 2026). It collapses onto the easiest task: see docs."""
 
     name: Literal["learned_softmax"] = "learned_softmax"
-    learning_rate: PositiveFloat = Field(1e-2, description="Of the logits.")
+    learning_rate: PositiveFloat = Field(default=1e-2, description="Of the logits.")
 
 
 BalancingConfig = Annotated[UniformConfig | FixedConfig | LearnedSoftmaxConfig, Field(discriminator="name")]
@@ -125,28 +129,33 @@ class Limit(Section):
 class TaskConfig(Section):
     """Choices for one task."""
 
-    data: str | None = Field(None, description="Folder, file pattern or hub id; default: <data_dir>/<task name>.")
-    columns: dict[str, str] = Field({}, description="Our column name -> the name in your files.")
-    limit: Limit = Field(Limit(), description="Rows per split; a single number means all three.")
-    max_length: PositiveInt | None = Field(None, description="Tokens per text; default: the run's max_length.")
+    data: str | None = Field(
+        default=None, description="Folder, file pattern or hub id; default: <data_dir>/<task name>."
+    )
+    columns: dict[str, str] = Field(default={}, description="Our column name -> the name in your files.")
+    limit: Limit = Field(default=Limit(), description="Rows per split; a single number means all three.")
+    max_length: PositiveInt | None = Field(default=None, description="Tokens per text; default: the run's max_length.")
     read: Literal["separate", "joint"] = Field(
-        "separate", description="Pairs: each text once (separate), or both in one sequence (joint, far slower)."
+        default="separate", description="Pairs: each text once (separate), or both in one sequence (joint, far slower)."
     )
     head_hidden: NonNegativeInt = Field(
-        0, description="Width inside the head; 0 for none (pairs: 128; searches: that of the vectors)."
+        default=0, description="Width inside the head; 0 for none (pairs: 128; searches: that of the vectors)."
     )
-    head_dropout: Fraction = Field(0.1, description="Dropout before the head.")
+    head_dropout: Fraction = Field(default=0.1, description="Dropout before the head.")
     positive_weight: PositiveFloat | Literal["balanced"] | None = Field(
-        None, description="Weight of positive rows in the cross-entropy; balanced: negatives / positives."
+        default=None, description="Weight of positive rows in the cross-entropy; balanced: negatives / positives."
     )
-    focal_gamma: NonNegativeFloat = Field(0.0, description="Focal loss exponent (Lin et al. 2017); 0 is cross-entropy.")
+    focal_gamma: NonNegativeFloat = Field(
+        default=0.0, description="Focal loss exponent (Lin et al. 2017); 0 is cross-entropy."
+    )
     rename_identifiers: Fraction = Field(
-        0.0,
+        default=0.0,
         description="Share of training rows whose function, parameter and variable names become placeholders, as in "
         "AdvTest's test split; Python only, rows that do not parse stay as they are.",
     )
     positive_share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="Share of positive rows among those drawn; probabilities are corrected back afterwards."
+        default=None,
+        description="Share of positive rows among those drawn; probabilities are corrected back afterwards.",
     )
 
     @field_validator("limit", mode="before")
@@ -158,62 +167,74 @@ class TaskConfig(Section):
 class EarlyStoppingConfig(Section):
     """Looks at each task: one that has peaked leaves the sampling; the run ends when none improves."""
 
-    patience: PositiveInt = Field(4, description="Evaluations without a better validation metric until a task stops.")
-    min_delta: NonNegativeFloat = Field(0.0, description="What counts as better.")
-    keep_task_best: bool = Field(False, description="Keep each task's own best weights under best_by_task/.")
+    patience: PositiveInt = Field(
+        default=4, description="Evaluations without a better validation metric until a task stops."
+    )
+    min_delta: NonNegativeFloat = Field(default=0.0, description="What counts as better.")
+    keep_task_best: bool = Field(default=False, description="Keep each task's own best weights under best_by_task/.")
 
 
 class TrainConfig(Section):
     """One training run."""
 
-    backbone: BackboneConfig = Field(BackboneConfig(), description="A name, or a section with more choices.")
-    method: MethodConfig = Field(LoraConfig(), description="How the backbone is adapted.")
+    backbone: BackboneConfig = Field(default=BackboneConfig(), description="A name, or a section with more choices.")
+    method: MethodConfig = Field(default=LoraConfig(), description="How the backbone is adapted.")
     tasks: dict[str, TaskConfig] = Field(min_length=1, description="Task names, as a list or with choices for each.")
-    data_dir: str = Field("data", description="Holds one folder a task.")
-    output_dir: str = Field("runs/run", description="The run folder.")
+    data_dir: str = Field(default="data", description="Holds one folder a task.")
+    output_dir: str = Field(default="runs/run", description="The run folder.")
 
-    max_length: PositiveInt = Field(256, description="Tokens per text; longer ones are cut, counted and reported.")
+    max_length: PositiveInt = Field(
+        default=256, description="Tokens per text; longer ones are cut, counted and reported."
+    )
     heads_first: bool = Field(
-        False,
+        default=False,
         description="Train the heads on the frozen backbone first, then everything: the module does not learn from "
         "random heads (Kumar et al. 2022, arXiv 2202.10054). Costs one encoding of the training texts.",
     )
-    learning_rate: PositiveFloat = Field(5e-4, description="Of the shared module.")
-    head_learning_rate: PositiveFloat | None = Field(None, description="Of the heads; default: learning_rate.")
+    learning_rate: PositiveFloat = Field(default=5e-4, description="Of the shared module.")
+    head_learning_rate: PositiveFloat | None = Field(default=None, description="Of the heads; default: learning_rate.")
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: Fraction = 0.06
     weight_decay: NonNegativeFloat = 0.01
-    max_grad_norm: NonNegativeFloat = Field(1.0, description="Clips the shared module's gradient; 0 never clips.")
-    num_train_epochs: PositiveFloat = Field(3, description="Passes over as many rows as all tasks have together.")
-    max_steps: PositiveInt | None = Field(None, description="Overrides num_train_epochs.")
-    batch_size: PositiveInt = Field(64, description="Examples a step, over all tasks and all processes.")
-    token_budget: PositiveInt = Field(8192, description="Padded tokens in one chunk; bounds memory.")
-    step_memory: Literal["single_pass", "cached"] = Field(
-        "single_pass", description="cached: memory of one chunk whatever the batch, at one more forward pass."
+    max_grad_norm: NonNegativeFloat = Field(
+        default=1.0, description="Clips the shared module's gradient; 0 never clips."
     )
-    trunk_dropout: bool = Field(False, description="Keep the pre-trained network's own dropout while training.")
+    num_train_epochs: PositiveFloat = Field(
+        default=3, description="Passes over as many rows as all tasks have together."
+    )
+    max_steps: PositiveInt | None = Field(default=None, description="Overrides num_train_epochs.")
+    batch_size: PositiveInt = Field(default=64, description="Examples a step, over all tasks and all processes.")
+    token_budget: PositiveInt = Field(default=8192, description="Padded tokens in one chunk; bounds memory.")
+    step_memory: Literal["single_pass", "cached"] = Field(
+        default="single_pass", description="cached: memory of one chunk whatever the batch, at one more forward pass."
+    )
+    trunk_dropout: bool = Field(default=False, description="Keep the pre-trained network's own dropout while training.")
     sampling: SamplingConfig = RoundRobinConfig()
     balancing: BalancingConfig = UniformConfig()
 
-    eval_steps: PositiveInt | None = Field(None, description="Steps between validations; default: ten in a run.")
-    save_steps: PositiveInt | None = Field(None, description="Steps between checkpoints; default: eval_steps.")
+    eval_steps: PositiveInt | None = Field(
+        default=None, description="Steps between validations; default: ten in a run."
+    )
+    save_steps: PositiveInt | None = Field(default=None, description="Steps between checkpoints; default: eval_steps.")
     logging_steps: PositiveInt = 10
     early_stopping: EarlyStoppingConfig | None = EarlyStoppingConfig()
 
     baselines: list[Literal["floor", "untrained", "frozen"]] = Field(
-        ["floor", "untrained"],
+        default=["floor", "untrained"],
         description="Beside the module in the table: TF-IDF floor, untrained backbone, heads on the frozen backbone.",
     )
     floor_rows: Literal["all", "same"] = Field(
-        "all", description="The floor is trained on the whole training split, or on the run's limited rows."
+        default="all", description="The floor is trained on the whole training split, or on the run's limited rows."
     )
-    bootstrap_samples: PositiveInt = Field(1000, description="For the confidence intervals.")
+    bootstrap_samples: PositiveInt = Field(default=1000, description="For the confidence intervals.")
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
     seed: NonNegativeInt = 0
-    bf16: bool | Literal["auto"] = Field("auto", description="Autocast to bfloat16; auto: on a GPU that has it.")
+    bf16: bool | Literal["auto"] = Field(
+        default="auto", description="Autocast to bfloat16; auto: on a GPU that has it."
+    )
     report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] | Literal["none"] = Field(
-        "none", description="Trackers beside metrics.jsonl."
+        default="none", description="Trackers beside metrics.jsonl."
     )
     push_to_hub: bool = False
     hub_model_id: str | None = None

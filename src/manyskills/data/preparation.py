@@ -125,13 +125,13 @@ def prepare(
     """
     table = TextTable()
     limits = {name: length_limit(name, config, max_length, max_positions) for name, config in tasks.items()}
-    indexed = {
+    indexed: dict[SplitName, dict[str, Examples]] = {
         split: {name: _index(part, tasks[name], limits[name], table) for name, part in by_task.items()}
         for split, by_task in rows.items()
     }
     store = tokenize(table.entries, tokenizer, template)
     first_N = distinct_sequences(store)
-    examples = {
+    examples: dict[SplitName, dict[str, Examples]] = {
         split: {name: Examples(part.task, first_N[part.texts_EK], part.labels_E) for name, part in by_task.items()}
         for split, by_task in indexed.items()
     }

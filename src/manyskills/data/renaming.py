@@ -7,6 +7,7 @@ A model that may read `def read_json(path)` learns to compare words; AdvTest's v
 from __future__ import annotations
 
 import ast
+import re
 import warnings
 from collections.abc import Sequence
 
@@ -79,10 +80,9 @@ def _occurrences(
             found.add((node.lineno, node.col_offset, node.id, names[node.id]))
         elif isinstance(node, ast.arg):
             found.add((node.lineno, node.col_offset, node.arg, names[node.arg]))
-    header = lines[function.lineno - 1] if function.lineno <= len(lines) else b""
-    column = header.find(function.name.encode(), function.col_offset)
-    if column >= 0:
-        found.add((function.lineno, column, function.name, names[function.name]))
+    header = re.compile(rb"def\s+(" + re.escape(function.name.encode()) + rb")\b")
+    if (match := header.search(lines[function.lineno - 1], function.col_offset)) is not None:
+        found.add((function.lineno, match.start(1), function.name, names[function.name]))
     return [hit for hit in found if lines[hit[0] - 1][hit[1] :].startswith(hit[2].encode())]
 
 

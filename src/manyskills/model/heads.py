@@ -80,7 +80,7 @@ class BinaryHead(Head):
 
 
 class ClassifyHead(BinaryHead):
-    """One text, one logit. Starts at zero: an untrained head says nothing instead of something random."""
+    """One text, one logit. Starts at the class balance: an untrained head says nothing instead of something random."""
 
     def __init__(self, vector_size: int, config: TaskConfig) -> None:
         super().__init__(config)
@@ -89,6 +89,13 @@ class ClassifyHead(BinaryHead):
         self.out = nn.Linear(width, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+
+    def set_balance(self, positive_rate: float, config: TaskConfig) -> None:
+        """Start at the share of positives among the rows that will be drawn, which is what chance level means."""
+        super().set_balance(positive_rate, config)
+        if 0 < positive_rate < 1:
+            drawn = config.positive_share or positive_rate
+            nn.init.constant_(self.out.bias, math.log(self.positive_weight * drawn / (1 - drawn)))
 
     def sides(self, vectors_MD: torch.Tensor) -> torch.Tensor:
         """The logit of each text, shape (M, 1)."""

@@ -23,7 +23,12 @@ def _lines(part: SplitRows, answer: Outputs, threshold: float) -> list[dict[str,
     ids = [row["id"] for row in part.rows]
     if isinstance(answer, Probabilities):
         return [
-            {"id": id_, "label": row[part.task.label], "probability": round(p, 6), "prediction": int(p >= threshold)}
+            {
+                "id": id_,
+                "label": row[part.task.label or "label"],
+                "probability": round(p, 6),
+                "prediction": int(p >= threshold),
+            }
             for id_, row, p in zip(ids, part.rows, answer.probabilities_E.tolist(), strict=True)
         ]
     return [{"id": id_, "rank": rank} for id_, rank in zip(ids, answer.ranks_Q.tolist(), strict=True)]

@@ -7,6 +7,7 @@ module are summed. The result is the single-process step, not an approximation o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -25,11 +26,18 @@ class Processes:
 
     @classmethod
     def current(cls) -> Processes:
-        """From the environment that a launcher sets; the device is the accelerator's if there is one."""
-        from accelerate import PartialState
+        """From the environment that a launcher sets; the device is the accelerator's if there is one.
 
-        state = PartialState()
-        return cls(state.process_index, state.num_processes, state.device)
+        Accelerate joins processes that have no accelerator only if it is told that they shall use the CPU; else each
+        would be a run of its own, and all of them would write the same folder.
+        """
+        from accelerate import PartialState
+        from accelerate.utils import parse_flag_from_env
+
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.accelerator.is_available())
+        state = PartialState(cpu=cpu)
+        return cls(state.process_index, state.num_processes, torch.device(state.device or "cpu"))
 
     @property
     def is_main(self) -> bool:

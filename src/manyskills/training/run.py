@@ -76,7 +76,7 @@ def train(
         folder.open(config, resume=resume, overwrite=overwrite)
     processes.wait()
     seen = baselines.rows_of_the_run(config, prepared) if _trains_frozen_heads(config) else prepared
-    base = _base_vectors(config, model, seen, folder, processes)
+    base = _base_vectors(config, model, seen, folder, processes, announce)
     if base is not None and _trains_frozen_heads(config):
         heads = baselines.train_frozen(config, seen, base, processes, announce)
         if config.heads_first:
@@ -109,7 +109,12 @@ def _trains_frozen_heads(config: TrainConfig) -> bool:
 
 
 def _base_vectors(
-    config: TrainConfig, model: MultiTaskModel, prepared: Prepared, folder: RunFolder, processes: Processes
+    config: TrainConfig,
+    model: MultiTaskModel,
+    prepared: Prepared,
+    folder: RunFolder,
+    processes: Processes,
+    announce: Announce,
 ) -> PrecomputedVectors | None:
     """Vectors of the backbone as published (the model at step 0 gives just these), for the splits that need them."""
     splits: list[SplitName] = []
@@ -119,6 +124,8 @@ def _base_vectors(
         splits = ["test", *splits] if splits else ["test", "valid"]
     if not splits:
         return None
+    tokens = sum(int(prepared.store.lengths_N[prepared.used_texts(split)].sum()) for split in splits)
+    announce(f"encoding {tokens:,} tokens ({', '.join(splits)}) with the backbone as it is, for comparison")
     keep = folder.baselines / VECTORS_FILE
     vectors = baselines.base_vectors(model, config, prepared, splits, processes=processes, keep=keep)
     processes.wait()

@@ -13,7 +13,7 @@ from typing import Any
 
 from manyskills.config import TrainConfig
 from manyskills.config_file import dump_config, load_config
-from manyskills.data.rows import SplitRows
+from manyskills.data.preparation import SplitTable
 from manyskills.errors import UserError
 from manyskills.files import clear_errors, recover_folder, remove_stale, write_atomically
 
@@ -147,6 +147,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def data_digests(rows: Mapping[str, Mapping[str, SplitRows]]) -> dict[str, dict[str, str]]:
+def data_digests(rows: SplitTable) -> dict[str, dict[str, str]]:
     """The content hash of every split that was used."""
     return {split: {name: part.digest for name, part in by_task.items()} for split, by_task in rows.items()}

@@ -1,0 +1,84 @@
+"""The frozen backbone as start and as comparison."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from manyskills.data.text_set import gather
+from manyskills.training import baselines
+from manyskills.training.run import load_inputs, train
+from tests.training.helpers import ALONE, CPU, small_config
+
+
+@pytest.fixture
+def config(backbone_folder, data_dir, tmp_path):
+    return small_config(
+        backbone_folder("bert"), data_dir, tmp_path / "run", baselines=["untrained", "frozen"], heads_first=True
+    )
+
+
+def test_frozen_heads_see_the_rows_that_the_run_draws(config):
+    _, prepared = load_inputs(config, CPU)
+    short = config.model_copy(update={"max_steps": 2, "batch_size": 8})
+    seen = baselines.rows_of_the_run(short, prepared).examples
+    assert {name: len(part) for name, part in seen["train"].items()} == dict.fromkeys(prepared.examples["train"], 4)
+    assert seen["valid"] is prepared.examples["valid"]
+    whole = baselines.rows_of_the_run(config.model_copy(update={"max_steps": 50}), prepared).examples["train"]
+    assert {name: len(part) for name, part in whole.items()} == dict.fromkeys(whole, 24)
+
+
+def test_kept_vectors_are_read_back_and_only_for_the_same_texts(config, tmp_path, monkeypatch):
+    model, prepared = load_inputs(config, CPU)
+    keep = tmp_path / "vectors.safetensors"
+    first = baselines.base_vectors(model, config, prepared, ["train", "valid"], keep=keep)
+    monkeypatch.setattr(model, "encode", None)
+    again = baselines.base_vectors(model, config, prepared, ["train", "valid"], keep=keep)
+    assert torch.equal(first.vectors_SD, again.vectors_SD)
+    with pytest.raises(TypeError):
+        baselines.base_vectors(model, config, prepared, ["train", "valid", "test"], keep=keep)
+
+
+def test_vectors_of_the_model_at_step_0_are_the_published_backbones(config):
+    model, prepared = load_inputs(config, CPU)
+    plain = baselines.frozen_model(config, prepared, CPU)
+    ours, theirs = (baselines.base_vectors(m, config, prepared, ["valid"]) for m in (model, plain))
+    torch.testing.assert_close(ours.vectors_SD, theirs.vectors_SD)
+
+
+def test_heads_first_starts_from_each_tasks_best_frozen_head(config):
+    results = train(config).results
+    folder = baselines.RunFolder(config.output_dir)
+    records = [record for record in folder.read_metrics() if record["kind"] == "valid"]
+    start = records[0]["primary"]
+    alone = baselines.RunFolder(baselines.frozen_config(config).output_dir)
+    best = {
+        name: max(record["primary"][name] for record in alone.read_metrics() if record["kind"] == "valid")
+        for name in start
+    }
+    assert start == pytest.approx(best)
+    for name, value in start.items():
+        entry = results["tasks"][name]
+        frozen = entry["systems"]["frozen"]["valid"]["metrics"][entry["primary_metric"]]["value"]
+        assert frozen == pytest.approx(value)
+    assert not (folder.baselines / "vectors.safetensors").exists(), "vectors are only kept while the run needs them"
+
+
+def test_frozen_heads_are_combined_task_by_task(config):
+    model, prepared = load_inputs(config, CPU)
+    source = baselines.base_vectors(model, config, prepared, ["train", "valid"])
+    best = baselines.train_frozen(config, prepared, source, ALONE, lambda _: None)
+    combined = load_file(best / "heads.safetensors")
+    for name in config.tasks:
+        own = load_file(best.parent / "best_by_task" / name / "heads.safetensors")
+        for key, value in combined.items():
+            if key.startswith(f"{name}."):
+                assert torch.equal(value, own[key])
+    thresholds = json.loads((best / "tasks.json").read_text())["thresholds"]
+    assert set(thresholds) == {"clone_detection", "defect_detection", "flaky_tests"}
+    texts = gather(prepared.examples["valid"]).unique_N
+    assert np.isin(texts, source.indices_S).all()

@@ -1,0 +1,116 @@
+"""Two processes take the single process's steps; only the first writes and speaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from manyskills.config_file import dump_config
+from manyskills.training.run import train
+from tests.training.helpers import small_config
+
+ROOT = Path(__file__).parents[2]
+
+RANK = """
+import os, sys, torch
+from pathlib import Path
+from manyskills import cli, files
+from manyskills.training.run_folder import RunFolder
+
+torch.set_num_threads(1)
+if os.environ["RANK"] != "0":
+    def refuse(*_, **__):
+        raise AssertionError("only the main process writes")
+    files.write_atomically = files.replace_folder_atomically = refuse
+    RunFolder.append_metrics = RunFolder.trim_metrics = RunFolder.open = refuse
+sys.exit(cli.run(["train", *sys.argv[1:]]))
+"""
+
+
+@pytest.fixture
+def config(backbone_folder, data_dir, tmp_path):
+    return small_config(
+        backbone_folder("bert"),
+        data_dir,
+        tmp_path / "run",
+        method={"name": "lora", "r": 2, "lora_dropout": 0.2},
+        token_budget=100,
+        early_stopping={"patience": 1},
+        balancing="learned_softmax",
+        step_memory="cached",
+        heads_first=True,
+        baselines=["untrained", "frozen"],
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _launch(tmp_path: Path, *arguments: str, count: int = 2) -> list[subprocess.CompletedProcess]:
+    """As torchrun does: the same command, with rank and meeting place in the environment."""
+    common = os.environ | {
+        "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    command = [sys.executable, "-c", RANK, *arguments]
+    started = [
+        subprocess.Popen(
+            command, cwd=ROOT, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=120) for process in started]
+    return [
+        subprocess.CompletedProcess(command, process.returncode, *output)
+        for process, output in zip(started, outputs, strict=True)
+    ]
+
+
+def _losses(folder: Path) -> list[dict[str, float]]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record["loss"] | {f"w_{k}": v for k, v in record["weights"].items()} for record in records if "loss" in record]
+
+
+def test_two_processes_give_the_single_process_run(config, tmp_path):
+    (tmp_path / "run.yaml").write_text(dump_config(config))
+    first, second = _launch(tmp_path, str(tmp_path / "run.yaml"))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert (second.stdout, second.stderr) == ("", "")
+    assert "clone_detection" in first.stdout
+    assert "validation at step 6" in first.stderr
+
+    alone = train(config.model_copy(update={"output_dir": str(tmp_path / "alone")}), announce=lambda _: None)
+    expected, found = _losses(alone.path), _losses(tmp_path / "run")
+    assert len(found) == len(expected) == 6
+    for one, two in zip(expected, found, strict=True):
+        assert two == pytest.approx(one, abs=1e-4)
+    for part in ("last", "best"):
+        for name in ("adapter_model.safetensors", "heads.safetensors"):
+            weights = load_file(alone.path / part / name)
+            for key, value in load_file(tmp_path / "run" / part / name).items():
+                assert (value - weights[key]).abs().max() <= 1e-4, (part, key)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["training"]["best_step"] == alone.results["training"]["best_step"]
+    assert results["training"]["tokens"] == alone.results["training"]["tokens"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in alone.path.iterdir()}
+
+
+def test_a_helper_process_of_a_finished_run_has_nothing_to_print(trained_run, monkeypatch, capsys):
+    from manyskills.cli import run
+    from manyskills.training.processes import Processes
+    from tests.training.helpers import CPU
+
+    monkeypatch.setattr(Processes, "current", lambda: Processes(1, 2, CPU))
+    assert run(["train", str(trained_run.path / "config.yaml"), "--resume"]) == 0
+    assert capsys.readouterr() == ("", "")
