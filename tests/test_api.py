@@ -34,7 +34,9 @@ def test_knows_what_it_was_trained_for(model, trained_run):
 @pytest.mark.parametrize("task", ["defect_detection", "flaky_tests"])
 def test_answers_are_those_of_the_runs_own_predictions(task, model, trained_run, data_dir):
     rows = _test_rows(data_dir, task)
-    written = [json.loads(line) for line in (trained_run.path / "predictions" / f"{task}.jsonl").read_text().splitlines()]
+    written = [
+        json.loads(line) for line in (trained_run.path / "predictions" / f"{task}.jsonl").read_text().splitlines()
+    ]
     np.testing.assert_allclose(model.predict_proba(task, rows), [line["probability"] for line in written], atol=2e-6)
     assert model.predict(task, rows) == [line["prediction"] for line in written]
     assert [line["id"] for line in written] == [row["id"] for row in rows]
@@ -86,7 +88,10 @@ def test_vectors(model):
 def test_search_ranks_by_inner_product(model):
     candidates = [f"def add(a):\n    return a + {n}" for n in range(7)]
     found = model.search("add 3 to a number", candidates, top_k=4)
-    query, vectors = model.encode(["add 3 to a number"], task="code_search")[0], model.encode(candidates, task="code_search")
+    query, vectors = (
+        model.encode(["add 3 to a number"], task="code_search")[0],
+        model.encode(candidates, task="code_search"),
+    )
     scores = vectors @ query
     assert [index for index, _ in found] == np.argsort(-scores, kind="stable")[:4].tolist()
     assert [score for _, score in found] == pytest.approx(sorted(scores.tolist(), reverse=True)[:4], abs=1e-6)
@@ -177,9 +182,7 @@ def test_pairs_read_jointly(family, backbone_folder, data_dir, tmp_path):
 
 
 def test_a_search_cannot_be_read_jointly(backbone_folder, data_dir, tmp_path):
-    config = small_config(
-        backbone_folder("bert"), data_dir, tmp_path / "run", tasks={"code_search": {"read": "joint"}}
-    )
+    config = small_config(backbone_folder("bert"), data_dir, tmp_path / "run", tasks={"code_search": {"read": "joint"}})
     with pytest.raises(UserError, match=r"tasks\.code_search\.read"):
         manyskills.train(config)
     assert not (tmp_path / "run").exists()

@@ -81,7 +81,9 @@ def test_rows_on_stdin(folder, monkeypatch, capsys):
 
 
 def test_pairs_by_id_beside_their_functions(folder, data_dir, capsys):
-    assert run(["predict", folder, str(data_dir / "clone_detection" / "pairs_test.jsonl"), "-t", "clone_detection"]) == 0
+    assert (
+        run(["predict", folder, str(data_dir / "clone_detection" / "pairs_test.jsonl"), "-t", "clone_detection"]) == 0
+    )
     assert len(_lines(capsys.readouterr().out)) == 10
 
 

@@ -36,7 +36,10 @@ def sampler_of(rule=RULES[0], batch_size=16, seed=0, sizes=SIZES, **shares):
     return Sampler(make_examples(sizes), rule, batch_size, seed, shares)
 
 
-def drawn(sampler, steps, phases=(Phase(0, ALL),)):
+WHOLE_RUN = (Phase(0, ALL),)
+
+
+def drawn(sampler, steps, phases=WHOLE_RUN):
     return [{name: rows_of(sampler.at(step, phases), name) for name in ALL} for step in steps]
 
 

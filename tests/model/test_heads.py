@@ -60,7 +60,7 @@ def test_an_untrained_pair_head_is_the_cosine_on_a_logit_scale():
 def test_pair_head_is_the_formula():
     head, vectors = _shaken(PairHead(8, _config(head_hidden=5))), _vectors()
     for (a, b), logit in zip(PAIRS.tolist(), head.scores(head.sides(vectors), PAIRS), strict=True):
-        p_a, p_b = head.project(vectors[a]), head.project(vectors[b])
+        p_a, p_b = (head.project(v / v.norm() * 8**0.5) for v in (vectors[a], vectors[b]))  # 8 is the vectors' size
         expected = head.out(torch.cat([(p_a - p_b).abs(), p_a * p_b]))
         expected += head.scale * (F.cosine_similarity(vectors[a], vectors[b], dim=0) - head.centre)
         torch.testing.assert_close(logit, expected[0], rtol=1e-4, atol=1e-4)
@@ -73,6 +73,25 @@ def test_an_untrained_classifier_says_nothing(hidden):
     assert head.scores(sides, torch.arange(6)[:, None]).tolist() == [0.0] * 6
     loss, chance = head.loss(_vectors(), torch.arange(6)[:, None], torch.ones(6))
     assert loss.item() == pytest.approx(math.log(2)) == chance
+
+
+@pytest.mark.parametrize(("task", "choices"), [("defect_detection", {}), ("clone_detection", {}), ("code_search", {})])
+def test_answers_do_not_depend_on_how_long_a_backbones_vectors_are(task, choices):
+    head, vectors = _shaken(build_head(get_task(task), 8, _config(**choices))), _vectors()
+    torch.testing.assert_close(head.sides(vectors), head.sides(1000 * vectors), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("choices", [{}, {"positive_share": 0.4}, {"positive_weight": 3.0}])
+def test_a_classifier_that_knows_the_balance_starts_with_the_true_rate(choices):
+    head = ClassifyHead(8, _config(**choices)).eval()
+    head.set_balance(0.1, _config(**choices))
+    texts = torch.arange(6)[:, None]
+    torch.testing.assert_close(head.probabilities(head.sides(_vectors()), texts), torch.full((6,), 0.1))
+
+
+def test_an_untrained_embed_head_compares_the_backbones_own_vectors():
+    head, vectors = EmbedHead(8, _config()), _vectors()
+    torch.testing.assert_close(head.sides(vectors), F.normalize(vectors, dim=-1))
 
 
 def test_embed_head_gives_unit_vectors_and_bounds_its_scale():

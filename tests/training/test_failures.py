@@ -125,7 +125,7 @@ def test_no_permission(config, tmp_path):
 
 def test_an_output_dir_below_a_file(config, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write|is a file"):
+    with pytest.raises(UserError, match=r"cannot write|is a file"):
         train(config.model_copy(update={"output_dir": str(tmp_path / "file" / "run")}))
 
 

@@ -68,6 +68,17 @@ def test_the_same_configuration_gives_the_same_run(trained_run, tmp_path):
         assert (again.path / "last" / name).read_bytes() == (trained_run.path / "last" / name).read_bytes()
 
 
+def test_each_step_has_random_numbers_of_its_own(backbone_folder, data_dir, tmp_path, monkeypatch):
+    from manyskills.training import loop
+
+    seeds, step = [], loop.accumulate_gradients
+    monkeypatch.setattr(loop, "accumulate_gradients", lambda *given: seeds.append(given[-1]) or step(*given))
+    config = small_config(backbone_folder("bert"), data_dir, tmp_path / "one", method="frozen", baselines=[])
+    for number in (1, 2):
+        train(config.model_copy(update={"seed": number, "output_dir": str(tmp_path / str(number))}))
+    assert len(set(seeds)) == len(seeds) == 12
+
+
 def test_a_collapsed_weight_is_announced_once(backbone_folder, data_dir, tmp_path):
     said = []
     config = small_config(

@@ -79,7 +79,9 @@ def _launch(tmp_path: Path, *arguments: str, count: int = 2) -> list[subprocess.
 
 def _losses(folder: Path) -> list[dict[str, float]]:
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [record["loss"] | {f"w_{k}": v for k, v in record["weights"].items()} for record in records if "loss" in record]
+    return [
+        record["loss"] | {f"w_{k}": v for k, v in record["weights"].items()} for record in records if "loss" in record
+    ]
 
 
 def test_two_processes_give_the_single_process_run(config, tmp_path):

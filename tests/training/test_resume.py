@@ -205,7 +205,7 @@ def test_early_stopping_was_part_of_it(uninterrupted):
     """The runs above say something about tasks that leave only if one did, and about choice only if best moved."""
     results = json.loads((uninterrupted("learned_softmax") / "results.json").read_text())
     assert results["training"]["stopped"]
-    assert 0 < results["training"]["best_step"]
+    assert results["training"]["best_step"] > 0
     weights = [record["weights"] for record in _records(uninterrupted("learned_softmax")) if record["kind"] == "train"]
     assert weights[1] != weights[2]
 
