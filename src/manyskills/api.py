@@ -16,7 +16,7 @@ from manyskills.config import TrainConfig
 from manyskills.data.preparation import Prepared, length_limit, prepare
 from manyskills.data.reading import check_rows, read_split
 from manyskills.data.rows import SplitRows
-from manyskills.data.text_set import Examples, distinct_sequences, gather
+from manyskills.data.text_set import Examples, gather
 from manyskills.data.tokens import TextTable, tokenize
 from manyskills.errors import UserError, did_you_mean
 from manyskills.evaluation.outputs import Probabilities, score, task_outputs
@@ -25,7 +25,7 @@ from manyskills.files import complete_folder
 from manyskills.model.checkpoint import SavedTasks, load_model, read_tasks_file
 from manyskills.model.encoding import encode_texts
 from manyskills.model.multitask import MultiTaskModel
-from manyskills.tasks import Kind, SplitName, Task, get_task
+from manyskills.tasks import SPLITS, Kind, SplitName, Task, get_task
 
 if TYPE_CHECKING:
     from manyskills.training.run import Run
@@ -137,6 +137,8 @@ class CodeModel:
         Raises:
             UserError: The task is unknown or is no search.
         """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise UserError("encode takes a list of texts", "put the text into a list, and make every item a string")
         if task is not None and self.require(task).kind is not Kind.EMBED:
             raise UserError(f"{task} has no vectors of its own", "leave task out")
         if not texts:
@@ -199,6 +201,8 @@ class CodeModel:
         Raises:
             UserError: The data is absent or wrong.
         """
+        if split not in SPLITS:
+            raise UserError(f"unknown split {split!r}", f"known are: {', '.join(SPLITS)}")
         names = list(self.tasks if tasks is None else tasks)
         rows = {name: self._read(name, data, split, limit) for name in names}
         prepared = self._prepare(split, rows)
@@ -245,7 +249,7 @@ class CodeModel:
         table = TextTable()
         texts = [[table.add((row[0], row[1]), limit)] if joint else [table.add(t, limit) for t in row] for row in rows]
         store = tokenize(table.entries, self._model.tokenizer, self._model.template, use_cache=False)
-        texts_EK = distinct_sequences(store)[np.asarray(texts, dtype=np.int64)]
+        texts_EK = np.asarray(texts, dtype=np.int64)
         examples = Examples(get_task(task or next(iter(self.tasks))), texts_EK, None)
         unique_N = np.unique(texts_EK)
         return examples, encode_texts(self._model, store, unique_N, self._config.token_budget)

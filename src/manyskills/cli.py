@@ -138,7 +138,7 @@ def doctor(as_json: AsJson = False) -> None:
     else:
         typer.echo(findings.text())
     if not findings.healthy:
-        raise typer.Exit(1)
+        raise typer.Exit(2)
 
 
 @list_app.command("tasks")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from manyskills.cli_data import split_names
 from manyskills.errors import UserError
 from manyskills.files import write_atomically
 
@@ -62,12 +63,9 @@ def evaluate(
 ) -> None:
     """Measure a trained module, with the thresholds that were chosen on validation."""
     from manyskills.api import load
-    from manyskills.tasks import SPLITS
 
-    if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}", f"known are: {', '.join(SPLITS)}")
     model = load(run)
-    names = tasks.split(",") if tasks else None
+    names = split_names(tasks) if tasks else None
     scores = model.evaluate(data, split=split, tasks=names, limit=limit)  # pyright: ignore[reportArgumentType]
     results = {
         "tasks": {
@@ -100,7 +98,7 @@ def predict(
 
     model = load(run)
     name = _the_task(model, task)
-    rows = read_rows_for_prediction(model.tasks[name], file)
+    rows = read_rows_for_prediction(model.tasks[name], file, columns=model.config.tasks[name].columns)
     if model.tasks[name].kind is Kind.EMBED:
         lines = _search(model, name, rows, candidates, top_k)
     else:
@@ -137,7 +135,8 @@ def _search(model: CodeModel, task: str, rows: list[Row], candidates: Path | Non
         raise UserError(
             f"{task} ranks candidates, and there are none", f"--candidates FILE with rows that hold {answer!r}"
         )
-    found = read_rows_for_prediction(known, str(candidates), inputs=(answer,))
+    columns = model.config.tasks[task].columns
+    found = read_rows_for_prediction(known, str(candidates), columns=columns, inputs=(answer,))
     ranked = model.search_many([row[query] for row in rows], [row[answer] for row in found], top_k=top_k, task=task)
     return [
         {"id": row["id"], "query": row[query],

@@ -263,6 +263,18 @@ class TrainConfig(Section):
         return None if value is False else value
 
     @model_validator(mode="after")
+    def _every_task_has_a_weight(self) -> TrainConfig:
+        if isinstance(self.balancing, FixedConfig):
+            missing = [name for name in self.tasks if name not in self.balancing.weights]
+            unknown = [name for name in self.balancing.weights if name not in self.tasks]
+            if missing or unknown:
+                wrong = f"no weight for {', '.join(missing)}" if missing else f"{unknown[0]} is no task of this run"
+                raise ValueError(f"balancing.weights: {wrong}")
+            if not any(self.balancing.weights.values()):
+                raise ValueError("balancing.weights: all weights are 0")
+        return self
+
+    @model_validator(mode="after")
     def _hub_needs_a_name(self) -> TrainConfig:
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("push_to_hub needs hub_model_id (organisation/name)")

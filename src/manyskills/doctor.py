@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -93,10 +94,15 @@ def examine() -> Findings:
         cores=_cores(),
         memory_gb=_memory_gb(),
         free_disk_gb=shutil.disk_usage(Path.cwd()).free / 1e9,
-        variables={name: os.environ[name] for name in VARIABLES if name in os.environ},
+        variables={name: _without_password(os.environ[name]) for name in VARIABLES if name in os.environ},
         toy_training=toy,
         toy_seconds=time.monotonic() - start,
     )
+
+
+def _without_password(value: str) -> str:
+    """A proxy's address may hold a user and password, and this text is meant for bug reports."""
+    return re.sub(r"//[^/@]*@", "//***@", value)
 
 
 def _toy_training() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from manyskills.data.text_set import Examples, distinct_sequences, gather, pad_chunk, plan_chunks
+from manyskills.data.text_set import Examples, gather, pad_chunk, plan_chunks
 from manyskills.data.tokens import TokenStore
 from manyskills.tasks import get_task
 
@@ -105,8 +105,3 @@ def test_the_mask_comes_from_the_lengths_even_where_the_pad_id_is_a_token(pad_id
     assert mask_BT.tolist() == [[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]]
     assert ids_BT.tolist() == [[7, 7, 7, 7], [5, pad_id, pad_id, pad_id], [0, 0, pad_id, pad_id]]
     assert ids_BT.dtype == mask_BT.dtype == np.int64
-
-
-def test_sequences_that_became_equal_are_one():
-    store = store_of([1, 2], [1], [1, 2], [2, 1], [1, 2, 0], [1])
-    assert distinct_sequences(store).tolist() == [0, 1, 0, 3, 4, 1]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from manyskills.data.preparation import positive_rates
 from manyskills.data.text_set import gather
 from manyskills.training import baselines
 from manyskills.training.run import load_inputs, train
@@ -45,7 +46,7 @@ def test_kept_vectors_are_read_back_and_only_for_the_same_texts(config, tmp_path
 
 def test_vectors_of_the_model_at_step_0_are_the_published_backbones(config):
     model, prepared = load_inputs(config, CPU)
-    plain = baselines.frozen_model(config, prepared, CPU)
+    plain = baselines.frozen_model(config, positive_rates(prepared.examples["train"]), CPU)
     ours, theirs = (baselines.base_vectors(m, config, prepared, ["valid"]) for m in (model, plain))
     torch.testing.assert_close(ours.vectors_SD, theirs.vectors_SD)
 
@@ -71,7 +72,9 @@ def test_heads_first_starts_from_each_tasks_best_frozen_head(config):
 def test_frozen_heads_are_combined_task_by_task(config):
     model, prepared = load_inputs(config, CPU)
     source = baselines.base_vectors(model, config, prepared, ["train", "valid"])
-    best = baselines.train_frozen(config, prepared, source, ALONE, lambda _: None)
+    best = baselines.train_frozen(
+        config, prepared, positive_rates(prepared.examples["train"]), source, ALONE, lambda _: None
+    )
     combined = load_file(best / "heads.safetensors")
     for name in config.tasks:
         own = load_file(best.parent / "best_by_task" / name / "heads.safetensors")

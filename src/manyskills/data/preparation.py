@@ -15,7 +15,7 @@ import numpy as np
 from manyskills.config import TaskConfig, TrainConfig
 from manyskills.data.reading import read_split
 from manyskills.data.rows import SplitRows
-from manyskills.data.text_set import Examples, distinct_sequences
+from manyskills.data.text_set import Examples
 from manyskills.data.tokens import Template, TextTable, TokenStore, tokenize
 from manyskills.errors import UserError
 from manyskills.tasks import Kind, SplitName, get_task
@@ -125,18 +125,59 @@ def prepare(
     """
     table = TextTable()
     limits = {name: length_limit(name, config, max_length, max_positions) for name, config in tasks.items()}
-    indexed: dict[SplitName, dict[str, Examples]] = {
+    # texts that are alike up to the limit stay two texts: merged, a search would have fewer candidates than it has
+    examples: dict[SplitName, dict[str, Examples]] = {
         split: {name: _index(part, tasks[name], limits[name], table) for name, part in by_task.items()}
         for split, by_task in rows.items()
     }
     store = tokenize(table.entries, tokenizer, template)
-    first_N = distinct_sequences(store)
-    examples: dict[SplitName, dict[str, Examples]] = {
-        split: {name: Examples(part.task, first_N[part.texts_EK], part.labels_E) for name, part in by_task.items()}
-        for split, by_task in indexed.items()
-    }
-    truncation = {name: _truncation(store, _used(indexed, name), limits[name]) for name in tasks}
+    truncation = {name: _truncation(store, _used(examples, name), limits[name]) for name in tasks}
     return Prepared(rows, examples, store, truncation)
+
+
+def refuse_useless_options(config: TrainConfig) -> None:
+    """Options that cannot have an effect on a task's kind are mistakes, not decoration.
+
+    Raises:
+        UserError: All of them.
+    """
+    wrong: list[str] = []
+    for name, task in config.tasks.items():
+        kind = get_task(name).kind
+        given = task.model_dump(exclude_defaults=True)
+        wrong += [
+            f"tasks.{name}.{key}: {why}"
+            for key, (kinds, why) in _ONLY_FOR.items()
+            if key in given and kind not in kinds
+        ]
+        if kind is Kind.PAIR and task.positive_share and task.read == "separate":
+            wrong.append(f"tasks.{name}.positive_share: pairs are drawn on the pair graph; use positive_weight")
+    if wrong:
+        raise UserError("\n".join(wrong), "leave these keys out")
+
+
+_YES_OR_NO = (Kind.CLASSIFY, Kind.PAIR)
+_ONLY_FOR: dict[str, tuple[tuple[Kind, ...], str]] = {
+    "read": ((Kind.PAIR,), "only pairs can be read jointly"),
+    "rename_identifiers": ((Kind.CLASSIFY, Kind.EMBED), "the sides of a pair cannot be renamed apart"),
+    "positive_share": (_YES_OR_NO, "a search has no positive rows"),
+    "positive_weight": (_YES_OR_NO, "a search has no positive rows"),
+    "focal_gamma": (_YES_OR_NO, "a search has no cross-entropy of yes and no"),
+}
+
+
+def refuse_one_label(examples: Mapping[str, Examples]) -> None:
+    """Training rows that all have the same label teach nothing.
+
+    Raises:
+        UserError: A classifying task has only one label.
+    """
+    for name, rate in positive_rates(examples).items():
+        if not 0 < rate < 1:
+            found = f"all {len(examples[name])} training rows have label {int(rate)}"
+            raise UserError(
+                f"{name}: {found}, wanted both 0 and 1", "add rows with the other label, or leave the task out"
+            )
 
 
 def length_limit(name: str, config: TaskConfig, max_length: int, max_positions: int | None) -> int:
@@ -169,9 +210,9 @@ def _index(part: SplitRows, config: TaskConfig, limit: int, table: TextTable) ->
     return Examples(part.task, texts_EK, np.asarray(labels, dtype=np.float32) if labels else None)
 
 
-def _used(indexed: Mapping[SplitName, Mapping[str, Examples]], name: str) -> np.ndarray:
+def _used(examples: Mapping[SplitName, Mapping[str, Examples]], name: str) -> np.ndarray:
     """Every sequence that a task uses in any split, once."""
-    return np.unique(np.concatenate([by_task[name].texts_EK.ravel() for by_task in indexed.values()]))
+    return np.unique(np.concatenate([by_task[name].texts_EK.ravel() for by_task in examples.values()]))
 
 
 def _truncation(store: TokenStore, used: np.ndarray, limit: int) -> Truncation:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from manyskills.data.rows import SplitRows
-from manyskills.tasks import Kind
 
 
 def rename_some(part: SplitRows, share: float, seed: int) -> SplitRows:
@@ -28,17 +27,14 @@ def rename_some(part: SplitRows, share: float, seed: int) -> SplitRows:
     return SplitRows(part.task, part.split, rows, part.total, part.source, part.digest, part.synthetic)
 
 
-def can_rename(kind: Kind) -> bool:
-    """Whether a task's last input is one piece of code that may be renamed on its own; a pair's sides may not."""
-    return kind is not Kind.PAIR
-
-
 def with_placeholders(code: str) -> str:
     """The function with its own name, its parameters and its variables replaced.
 
     Names that it does not choose itself (attributes, globals, calls, keywords) stay. Code that is no single Python
     function, or does not parse, is returned as it is.
     """
+    if "\r" in code:  # a line end to the parser, not to the lines it counts into
+        return code
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # about escapes in strings of code that is not ours

@@ -121,10 +121,3 @@ def pad_chunk(store: TokenStore, indices_B: np.ndarray, pad_id: int) -> tuple[np
     ids_BT = np.full(mask_BT.shape, pad_id, dtype=np.int64)
     ids_BT[mask_BT] = np.concatenate([store.ids_T[s:e] for s, e in zip(starts_B, ends_B, strict=True)])
     return ids_BT, mask_BT.astype(np.int64)
-
-
-def distinct_sequences(store: TokenStore) -> np.ndarray:
-    """For every sequence the index of the first one with the same tokens (texts that only differ past the limit)."""
-    first: dict[bytes, int] = {}
-    found = (first.setdefault(store.sequence(index).tobytes(), index) for index in range(len(store)))
-    return np.fromiter(found, dtype=np.int64, count=len(store))

@@ -76,7 +76,7 @@ def _probabilities(head: BinaryHead, sides_MP: torch.Tensor, texts_EK: np.ndarra
         head.probabilities(sides_MP, torch.from_numpy(texts_EK[start : start + PAIR_BLOCK]).to(sides_MP.device))
         for start in range(0, len(texts_EK), PAIR_BLOCK)
     ]
-    return torch.cat(rows).double().cpu().numpy()
+    return torch.cat(rows).cpu().double().numpy()
 
 
 def _ranking(sides_MP: np.ndarray, texts_E2: np.ndarray) -> Ranking:

@@ -100,7 +100,7 @@ def load_backbone(config: BackboneConfig, *, device: torch.device | None = None,
 
     source = resolve(config.name)
     with _explained(config, source), _quiet():
-        hf_config = AutoConfig.from_pretrained(source, revision=config.revision)
+        hf_config = AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
         tokenizer = _load_tokenizer(source, config)
         model = _load_model(source, hf_config, config, device, weights)
     architecture = describe(model, hf_config, tokenizer, config, source)
@@ -118,7 +118,7 @@ def load_tokenizer(config: BackboneConfig) -> tuple[Any, Template]:
 
     source = resolve(config.name)
     with _explained(config, source):
-        hf_config = AutoConfig.from_pretrained(source, revision=config.revision)
+        hf_config = AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
         tokenizer = _load_tokenizer(source, config)
     return tokenizer, read_template(tokenizer, end_token=_pooling(hf_config, config, source) == "last")
 
@@ -179,7 +179,7 @@ def _max_positions(hf_config: Any) -> int | None:
 def _load_tokenizer(source: str, config: BackboneConfig) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision, use_fast=True)
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision, use_fast=True, trust_remote_code=False)
     if not getattr(tokenizer, "is_fast", False):
         hint = "convert it with transformers' convert_slow_tokenizer and save it beside the weights"
         raise UserError(f"backbone {config.name!r} has no fast tokenizer (tokenizer.json)", hint)
@@ -200,13 +200,14 @@ def _load_model(
     extra = {"add_pooling_layer": False} if hf_config.model_type in {"bert", "roberta"} else {}
     if not weights:
         with torch.device("meta"):
-            return auto.from_config(hf_config, **extra)
+            return auto.from_config(hf_config, trust_remote_code=False, **extra)
     model, found = auto.from_pretrained(
         source,
         config=hf_config,
         revision=config.revision,
         dtype=_dtype(config, device),
         use_safetensors=True,
+        trust_remote_code=False,
         output_loading_info=True,
         **extra,
     )
@@ -219,7 +220,7 @@ def _load_model(
 def _dtype(config: BackboneConfig, device: torch.device | None) -> torch.dtype:
     if config.dtype != "auto":
         return getattr(torch, config.dtype)
-    gpu = device is not None and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    gpu = device is not None and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if gpu else torch.float32
 
 

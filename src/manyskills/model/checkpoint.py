@@ -37,11 +37,13 @@ class SavedTasks:
         config: The run's configuration (backbone, method, tasks, lengths).
         thresholds: Probability from which each classifying task says yes; chosen on validation.
         synthetic: Tasks whose labels were made by a program, with how.
+        step: Updates that the weights had seen.
     """
 
     config: TrainConfig
     thresholds: dict[str, float]
     synthetic: dict[str, str]
+    step: int = 0
 
 
 def save_model(
@@ -50,6 +52,8 @@ def save_model(
     config: TrainConfig,
     thresholds: Mapping[str, float] | None = None,
     synthetic: Mapping[str, str] | None = None,
+    *,
+    step: int = 0,
 ) -> None:
     """Write the shared module, the heads and the tasks into an existing, empty folder."""
     shared = shared_state(model)
@@ -65,6 +69,7 @@ def save_model(
         "config": config.model_dump(mode="json"),
         "thresholds": dict(thresholds or {}),
         "synthetic": dict(synthetic or {}),
+        "step": step,
     }
     (folder / TASKS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -82,12 +87,17 @@ def read_tasks_file(folder: Path) -> SavedTasks:
             newer = f"{path} was written by manyskills {content['manyskills']}, this is {__version__}"
             raise UserError(newer, "upgrade manyskills")
         config = TrainConfig.model_validate(content["config"])
-        return SavedTasks(config, content["thresholds"], content["synthetic"])
+        return SavedTasks(config, content["thresholds"], content["synthetic"], content["step"])
     except FileNotFoundError as error:
         wanted = f"{folder} holds no trained module: {TASKS_FILE} is missing"
         raise UserError(wanted, "give a run folder, or its best/ folder") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not what manyskills writes: {error}", "restore the file or train again") from error
+
+
+def saved_step(folder: Path) -> int | None:
+    """The step of the weights in a folder; None if there are none."""
+    return read_tasks_file(folder).step if (folder / TASKS_FILE).is_file() else None
 
 
 def load_model(folder: Path, device: torch.device, saved: SavedTasks | None = None) -> MultiTaskModel:

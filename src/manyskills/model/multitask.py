@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-from manyskills.config import MethodConfig, TaskConfig, TrainConfig
+from manyskills.config import BackboneConfig, MethodConfig, TaskConfig, TrainConfig
 from manyskills.model.backbones import Architecture, Backbone, load_backbone
 from manyskills.model.heads import BinaryHead, Head, build_head
 from manyskills.model.methods import adapt
@@ -101,11 +101,22 @@ def build_model(config: TrainConfig, device: torch.device) -> MultiTaskModel:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = MultiTaskModel(load_backbone(config.backbone, device=device), config.method, config.tasks)
+        model = MultiTaskModel(load_backbone(_stored_as(config), device=device), config.method, config.tasks)
     model.trunk_dropout = config.trunk_dropout
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported() if config.bf16 == "auto" else config.bf16
+    bf16 = (
+        device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        if config.bf16 == "auto"
+        else config.bf16
+    )
     model.autocast_dtype = torch.bfloat16 if bf16 else None
     return model.to(device)
+
+
+def _stored_as(config: TrainConfig) -> BackboneConfig:
+    """Weights that train are kept in float32: read in half precision they would start from rounded values."""
+    if config.method.name == "full" and config.backbone.dtype == "auto":
+        return config.backbone.model_copy(update={"dtype": "float32"})
+    return config.backbone
 
 
 def set_class_balance(model: MultiTaskModel, positive_rates: Mapping[str, float]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 from torch import nn
@@ -98,12 +99,14 @@ def matching_modules(model: nn.Module, pattern: str | list[str], layers: int) ->
         found = [name for name in names if any(name == part or name.endswith(f".{part}") for part in pattern)]
     else:
         found = [name for name in names if re.fullmatch(pattern, name)]
-    if not found or len(found) % layers:
-        raise UserError(
-            f"the method would change {len(found)} modules, which is not the same number in each of {layers} layers",
-            _listed(names),
-        )
+    in_layer = Counter(number.group(1) for name in found if (number := _LAYER_NUMBER.search(name)))
+    if not found or len(in_layer) != layers or len(set(in_layer.values())) != 1 or in_layer.total() != len(found):
+        wanted = f"the method would change {len(found)} modules, not the same number in each of {layers} layers"
+        raise UserError(wanted, _listed(names))
     return found
+
+
+_LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 
 
 def _listed(names: list[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,7 +9,6 @@ from typing import Protocol
 import torch
 
 from manyskills.config import BalancingConfig, FixedConfig, LearnedSoftmaxConfig, UniformConfig
-from manyskills.errors import UserError, did_you_mean
 
 COLLAPSE = 0.01
 """A task whose weight is below this share is not trained any more, whatever the table's heading says."""
@@ -126,30 +124,14 @@ class LearnedSoftmax:
 
 
 def build_balancing(config: BalancingConfig, tasks: list[str], device: torch.device) -> Balancing:
-    """The rule of a configuration.
-
-    Raises:
-        UserError: Fixed weights that name an unknown task, miss one, or are all zero.
-    """
+    """The rule of a configuration."""
     match config:
         case UniformConfig():
             return WeightedSum(dict.fromkeys(tasks, 1.0))
         case FixedConfig():
-            _check_weights(config.weights, tasks)
             return WeightedSum(config.weights)
         case LearnedSoftmaxConfig():
             return LearnedSoftmax(tasks, config.learning_rate, device)
-
-
-def _check_weights(weights: Mapping[str, float], tasks: list[str]) -> None:
-    for name in weights:
-        if name not in tasks:
-            raise UserError(f"balancing.weights: {name!r} is no task of this run", did_you_mean(name, tasks))
-    missing = [name for name in tasks if name not in weights]
-    if missing:
-        raise UserError(f"balancing.weights: no weight for {', '.join(missing)}", "give every task a weight")
-    if math.fsum(weights.values()) == 0:
-        raise UserError("balancing.weights: all weights are 0", "give at least one task a positive weight")
 
 
 def collapsed(weights: Mapping[str, float]) -> list[str]:

@@ -6,7 +6,7 @@ Both rest on the same vectors, those of the backbone as it was published, which 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from manyskills.config import EarlyStoppingConfig, FrozenConfig, TrainConfig
-from manyskills.data.preparation import Prepared, positive_rates, synthetic_tasks
+from manyskills.config import EarlyStoppingConfig, FrozenConfig, TrainConfig, UniformConfig
+from manyskills.data.preparation import Prepared, synthetic_tasks
 from manyskills.data.sampling import Phase, Sampler
 from manyskills.data.text_set import gather
 from manyskills.evaluation.outputs import Outputs, task_outputs
@@ -28,7 +28,7 @@ from manyskills.tasks import SplitName
 from manyskills.training.loop import Announce, Trainer, positive_shares
 from manyskills.training.processes import Processes
 from manyskills.training.reporting import progress_bar
-from manyskills.training.run_folder import RunFolder
+from manyskills.training.run_folder import RunFolder, data_digests
 from manyskills.training.schedule import Schedule
 from manyskills.training.tracking import NoTracker
 from manyskills.training.vectors import PrecomputedVectors
@@ -40,10 +40,16 @@ FROZEN_PATIENCE = 8
 FROZEN_LEARNING_RATE = 1e-3
 
 
-def frozen_model(config: TrainConfig, prepared: Prepared, device: torch.device) -> MultiTaskModel:
-    """The run's model with nothing adapted: published backbone, untrained heads."""
+def frozen_model(config: TrainConfig, rates: Mapping[str, float], device: torch.device) -> MultiTaskModel:
+    """The run's model with nothing adapted: published backbone, untrained heads.
+
+    Args:
+        config: The run.
+        rates: Share of positives in the whole training split of each classifying task, not in the rows drawn.
+        device: Where it answers.
+    """
     model = build_model(frozen_config(config), device)
-    set_class_balance(model, positive_rates(prepared.examples["train"]))
+    set_class_balance(model, rates)
     return model
 
 
@@ -66,6 +72,7 @@ def frozen_config(config: TrainConfig) -> TrainConfig:
             "save_steps": None,
             "early_stopping": EarlyStoppingConfig(patience=FROZEN_PATIENCE, keep_task_best=True),
             "heads_first": False,
+            "balancing": UniformConfig(),  # the heads share nothing: a weight would only change their learning rate
         }
     )
 
@@ -99,10 +106,10 @@ def base_vectors(
     processes: Processes | None = None,
     keep: Path | None = None,
 ) -> PrecomputedVectors:
-    """Vectors of every text of these splits, with a progress bar.
+    """Vectors of every text of these splits, each encoded once, with a progress bar.
 
-    Split by split, so that the validation split is cut into the same chunks as in training and gives the same numbers,
-    to the last bit; a text of several splits has the vector of the last.
+    Split by split and validation first, so that this split is cut into the same chunks as in training and gives the same
+    numbers, to the last bit.
 
     Args:
         model: Gives the vectors.
@@ -112,18 +119,23 @@ def base_vectors(
         processes: Share the work.
         keep: A file that a resumed run reads instead of encoding again.
     """
-    used = [prepared.used_texts(split) for split in splits]
-    indices_S = np.unique(np.concatenate(used))
+    order = sorted(splits, key=lambda split: split != "valid")
+    indices_S = np.unique(np.concatenate([prepared.used_texts(split) for split in order]))
     if keep is not None and (kept := _kept_vectors(keep, prepared, indices_S)) is not None:
         return PrecomputedVectors(kept, indices_S, model.device)
     vectors_SD = torch.zeros(len(indices_S), model.architecture.hidden_size)
-    total = sum(int(prepared.store.lengths_N[part_N].sum()) for part_N in used)
+    done_S = np.zeros(len(indices_S), dtype=bool)
+    total = int(prepared.store.lengths_N[indices_S].sum())
     share = processes.share if processes else (0, 1)
     with progress_bar(total // share[1], "frozen backbone", unit="token", hidden=share[0] > 0) as bar:
-        for part_N in used:
-            rows_N = torch.from_numpy(np.searchsorted(indices_S, part_N))
-            part_ND = encode_texts(model, prepared.store, part_N, config.token_budget, share=share, report=bar.update)
-            vectors_SD[rows_N] = processes.sum(part_ND) if processes else part_ND
+        for split in order:
+            rows_N = np.searchsorted(indices_S, prepared.used_texts(split))
+            rows_N = rows_N[~done_S[rows_N]]
+            part_ND = encode_texts(
+                model, prepared.store, indices_S[rows_N], config.token_budget, share=share, report=bar.update
+            )
+            vectors_SD[torch.from_numpy(rows_N)] = processes.sum(part_ND) if processes else part_ND
+            done_S[rows_N] = True
     if keep is not None and share[0] == 0:
         content = {"vectors": vectors_SD, "indices": torch.from_numpy(indices_S)}
         write_atomically(keep, save(content, metadata={"content": _content(prepared, indices_S)}))
@@ -159,6 +171,7 @@ def split_outputs(
 def train_frozen(
     config: TrainConfig,
     prepared: Prepared,
+    rates: Mapping[str, float],
     source: PrecomputedVectors,
     processes: Processes,
     announce: Announce,
@@ -167,7 +180,8 @@ def train_frozen(
 
     Args:
         config: The run.
-        prepared: Its data.
+        prepared: Its data, cut down to the rows that it will draw.
+        rates: Share of positives in the whole training split.
         source: Vectors of the training and validation texts.
         processes: Each does the same; only the main one writes.
         announce: Gets sentences for people.
@@ -176,13 +190,13 @@ def train_frozen(
         The folder of the best heads.
     """
     announce("training heads on the frozen backbone")
-    model = frozen_model(config, prepared, processes.device)
+    model = frozen_model(config, rates, processes.device)
     alone = frozen_config(config)
     total = Schedule.of(alone, sum(len(part) for part in prepared.examples["train"].values())).total
     alone = alone.model_copy(update={"eval_steps": max(1, total // FROZEN_VALIDATIONS)})
     folder = RunFolder(alone.output_dir)
     if processes.is_main:
-        folder.open(alone, resume=folder.path.exists(), overwrite=False)
+        folder.open(alone, data_digests(prepared.rows), resume=folder.path.exists(), overwrite=False)
     processes.wait()
     trainer = Trainer(alone, model, prepared, source, folder, processes, NoTracker(), lambda _: None)
     with progress_bar(total, "frozen heads", hidden=not processes.is_main) as bar:

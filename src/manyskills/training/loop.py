@@ -15,12 +15,11 @@ import torch
 from manyskills.config import TrainConfig
 from manyskills.data.preparation import Prepared, synthetic_tasks
 from manyskills.data.sampling import Phase, Sampler
-from manyskills.data.text_set import gather
 from manyskills.errors import UserError
 from manyskills.evaluation.outputs import Outputs, choose_thresholds, plain_metrics, task_outputs
 from manyskills.evaluation.scores import defined
 from manyskills.files import recover_folder, replace_folder_atomically
-from manyskills.model.checkpoint import load_weights, save_model
+from manyskills.model.checkpoint import load_weights, save_model, saved_step
 from manyskills.model.encoding import encode_texts
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.tasks import get_task
@@ -94,7 +93,7 @@ class Trainer:
             done = self.progress.step
             if self.schedule.validates(done):
                 self._validate()
-            if self.schedule.saves(done) or not self.progress.active:
+            elif self.schedule.saves(done):
                 self._save()
         return self.progress
 
@@ -108,7 +107,7 @@ class Trainer:
             rate = self.optimizer.update(step)
         self.balancing.update()
         self.progress.step += 1
-        self.progress.tokens += int(self.prepared.store.lengths_N[gather(batch).unique_N].sum())
+        self.progress.tokens += int(self.prepared.store.lengths_N[result.unique_N].sum())
         self.progress.seconds += time.perf_counter() - started
         self._log(result, rate, bar)
 
@@ -125,7 +124,7 @@ class Trainer:
             "scaled_loss": result.scaled_losses,
             "weights": result.weights,
             "learning_rate": rate,
-            "texts": result.texts,
+            "texts": len(result.unique_N),
             "tokens": self.progress.tokens,
             "seconds": round(self.progress.seconds, 3),
         })  # fmt: skip
@@ -152,23 +151,28 @@ class Trainer:
         primary = {name: values[metric[name]] or 0.0 for name, values in metrics.items()}
         if not self.progress.baseline:
             self.progress.start(primary)
-            improved = list(primary)
         else:
             before = self.progress.active
-            improved = self.progress.observe(primary, self.config.early_stopping)
+            self.progress.observe(primary, self.config.early_stopping)
             self._announce_stopped(before)
+        self.progress.thresholds = thresholds
         score = selection_score(primary, self.progress.baseline)
         best = score > self.progress.best_selection
+        if best:
+            self.progress.best_selection, self.progress.best_step = score, self.progress.step
+        self._agree()
         self._record({"kind": "valid", "step": self.progress.step, "metrics": metrics, "primary": primary,
                       "thresholds": thresholds, "selection": score, "best": best})  # fmt: skip
         values = "  ".join(f"{name} {metric[name]} {value:.4f}" for name, value in primary.items())
         self.announce(f"validation at step {self.progress.step}: {values}{'  (best so far)' if best else ''}")
-        if best:
-            self.progress.best_selection, self.progress.best_step = score, self.progress.step
-            self._save_model(self.folder.best, thresholds)
-        if self.config.early_stopping and self.config.early_stopping.keep_task_best:
-            for name in improved:
-                self._save_model(self.folder.best_by_task / name, thresholds)
+        self._save()
+        self._save_best()
+
+    def _agree(self) -> None:
+        """Every process goes on with what the main one found: devices of different kinds differ in the last digits, and
+        tasks that stop in one process only would set the processes apart for good."""
+        self.progress = Progress.from_dict(self.processes.agree(self.progress.to_dict()))
+        self.processes.copy_from_main(p for _, p in self.model.head_parameters())
 
     def _announce_stopped(self, before: tuple[str, ...]) -> None:
         for name in before:
@@ -189,19 +193,30 @@ class Trainer:
             vectors_ND = self.processes.sum(vectors_ND)
         return task_outputs(self.model, self.prepared.examples["valid"], vectors_ND)
 
-    def _save_model(self, target: Path, thresholds: dict[str, float]) -> None:
-        if self.processes.is_main:
-            synthetic = synthetic_tasks(self.prepared.rows)
-            replace_folder_atomically(
-                lambda folder: save_model(self.model, folder, self.config, thresholds, synthetic), target
-            )
+    def _save_best(self) -> None:
+        """Write what the current weights are the best of: for all tasks, and where asked for, for each.
+
+        Always after `last/`, which says which step is the best. A kill in between is mended when the run continues,
+        because the weights of `last/` are then the ones that are missing here.
+        """
+        rule = self.config.early_stopping
+        wanted = {self.folder.best: self.progress.best_step}
+        if rule is not None and rule.keep_task_best:
+            wanted |= {self.folder.best_by_task / name: task.best_step for name, task in self.progress.tasks.items()}
+        for target, step in wanted.items():
+            if self.processes.is_main and step == self.progress.step and saved_step(target) != step:
+                replace_folder_atomically(self._write_model, target)
+
+    def _write_model(self, folder: Path) -> None:
+        thresholds, synthetic = self.progress.thresholds, synthetic_tasks(self.prepared.rows)
+        save_model(self.model, folder, self.config, thresholds, synthetic, step=self.progress.step)
 
     def _save(self) -> None:
         """The last checkpoint: everything that the next step depends on."""
         self.progress.balancing = self.balancing.state()
 
         def build(folder: Path) -> None:
-            save_model(self.model, folder, self.config)
+            self._write_model(folder)
             self.optimizer.save(folder / OPTIMIZER_FILE)
             (folder / STATE_FILE).write_text(json.dumps(self.progress.to_dict()) + "\n", encoding="utf-8")
 
@@ -217,16 +232,32 @@ class Trainer:
         self.processes.wait()
         if not (self.folder.last / STATE_FILE).is_file():
             if self.processes.is_main:
+                if self.folder.read_metrics():
+                    self.announce(f"{self.folder.path} has no checkpoint yet: starting from the beginning")
                 self.folder.trim_metrics(-1)
             return
         load_weights(self.model, self.folder.last)
         self.optimizer.load(self.folder.last / OPTIMIZER_FILE)
-        self.progress = Progress.from_dict(json.loads((self.folder.last / STATE_FILE).read_text(encoding="utf-8")))
+        self.progress = read_progress(self.folder.last / STATE_FILE)
         self.balancing.restore(self.progress.balancing)
         if self.processes.is_main:
             self.folder.trim_metrics(self.progress.step)
+        self._save_best()
         self.processes.wait()
         self.announce(f"continuing after step {self.progress.step} of {self.schedule.total}")
+
+
+def read_progress(path: Path) -> Progress:
+    """The state that a checkpoint holds.
+
+    Raises:
+        UserError: The file is broken.
+    """
+    try:
+        return Progress.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        hint = "restore the file from a copy, or start anew with --overwrite"
+        raise UserError(f"{path} is not what manyskills writes: {error}", hint) from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -74,7 +75,12 @@ class Optimizer:
             UserError: The file belongs to another model.
         """
         named = dict(self._named())
-        for key, tensor in load_file(path).items():
+        try:
+            state = load_file(path)
+        except (OSError, SafetensorError) as error:
+            hint = "restore the file from a copy, or start anew with --overwrite"
+            raise UserError(f"{path} cannot be read: {error}", hint) from error
+        for key, tensor in state.items():
             name, _, kind = key.rpartition("|")
             if name not in named:
                 hint = "resume with the configuration that the run was started with"

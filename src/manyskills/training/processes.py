@@ -7,9 +7,11 @@ module are summed. The result is the single-process step, not an approximation o
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -58,14 +60,39 @@ class Processes:
         return tensor
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients over all processes in one message; absent ones count as zero."""
+        """Sum the gradients over all processes in one message; what only some processes lack counts as zero there."""
         if self.count == 1:
             return
-        present = list(parameters)
+        everything = list(parameters)
+        device = everything[0].device
+        used = torch.tensor([p.grad is not None for p in everything], dtype=torch.float32, device=device)
+        dist.all_reduce(used)  # what no process has a gradient for keeps none: AdamW would decay it
+        present = [p for p, uses in zip(everything, used.tolist(), strict=True) if uses]
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in present])
         dist.all_reduce(flat)
         for p, gradient in zip(present, flat.split([p.numel() for p in present]), strict=True):
             p.grad = gradient.view_as(p)
+
+    def agree(self, value: Any) -> Any:
+        """The main process's value, in every process.
+
+        Args:
+            value: JSON-ready.
+        """
+        if self.count == 1:
+            return value
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
+        size = torch.tensor([len(data)], device=self.device)
+        dist.broadcast(size, src=0)
+        held = data if self.is_main else torch.empty(int(size), dtype=torch.uint8, device=self.device)
+        dist.broadcast(held, src=0)
+        return json.loads(bytes(held.cpu().tolist()).decode())
+
+    def copy_from_main(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Give these parameters the main process's values."""
+        if self.count > 1:
+            for p in parameters:
+                dist.broadcast(p.data, src=0)
 
     def wait(self) -> None:
         """Until all processes are here."""

@@ -35,6 +35,7 @@ class Progress:
         best_selection: The selection score of `best/`.
         best_step: Where it was.
         balancing: State of the rule.
+        thresholds: Of the last validation.
     """
 
     phases: list[Phase]
@@ -46,6 +47,7 @@ class Progress:
     best_selection: float = float("-inf")
     best_step: int = -1
     balancing: dict[str, list[float]] = field(default_factory=dict)
+    thresholds: dict[str, float] = field(default_factory=dict)
 
     @property
     def active(self) -> tuple[str, ...]:

@@ -11,8 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 from manyskills.config import TrainConfig
-from manyskills.data.preparation import Prepared, positive_rates, prepare, read_tasks
-from manyskills.data.renaming import can_rename, rename_some
+from manyskills.data.preparation import (
+    Prepared,
+    positive_rates,
+    prepare,
+    read_tasks,
+    refuse_one_label,
+    refuse_useless_options,
+)
+from manyskills.data.renaming import rename_some
+from manyskills.errors import UserError
 from manyskills.files import replace_folder_atomically, write_atomically
 from manyskills.model.checkpoint import HEADS_FILE
 from manyskills.model.multitask import MultiTaskModel, build_model, set_class_balance
@@ -25,7 +33,7 @@ from manyskills.training.processes import Processes
 from manyskills.training.progress import Progress
 from manyskills.training.reporting import announcer, progress_bar
 from manyskills.training.results import build_results, count_parameters, write_plots
-from manyskills.training.run_folder import RunFolder
+from manyskills.training.run_folder import RunFolder, data_digests
 from manyskills.training.systems import SplitScores, baseline_scores, module_scores
 from manyskills.training.tracking import build_tracker, require_trackers
 from manyskills.training.vectors import BackboneVectors, PrecomputedVectors
@@ -69,16 +77,17 @@ def train(
         written = folder.results_file.read_text(encoding="utf-8") if processes.is_main else "{}"
         return Run(folder.path, json.loads(written))
     require_trackers(config)
+    folder.check(config, resume=resume, overwrite=overwrite)
     model, prepared = load_inputs(config, processes.device)
     for name, truncation in prepared.truncation.items():
         announce(f"{name}: {truncation.sentence()}")
-    if processes.is_main:
-        folder.open(config, resume=resume, overwrite=overwrite)
-    processes.wait()
+    _open(folder, config, prepared, processes, resume=resume, overwrite=overwrite)
     seen = baselines.rows_of_the_run(config, prepared) if _trains_frozen_heads(config) else prepared
     base = _base_vectors(config, model, seen, folder, processes, announce)
     if base is not None and _trains_frozen_heads(config):
-        heads = baselines.train_frozen(config, seen, base, processes, announce)
+        heads = baselines.train_frozen(
+            config, seen, positive_rates(prepared.examples["train"]), base, processes, announce
+        )
         if config.heads_first:
             model.heads.load_state_dict(load_file(heads / HEADS_FILE))
     progress = _train(config, model, prepared, folder, processes, base, announce)
@@ -90,16 +99,35 @@ def train(
     return Run(folder.path, results)
 
 
+def _open(
+    folder: RunFolder, config: TrainConfig, prepared: Prepared, processes: Processes, *, resume: bool, overwrite: bool
+) -> None:
+    """The main process opens the folder; if that fails, all stop instead of waiting for it."""
+    problem: list[str | None] = []
+    if processes.is_main:
+        try:
+            folder.open(config, data_digests(prepared.rows), resume=resume, overwrite=overwrite)
+        except UserError as error:
+            problem = [error.message, error.hint]
+    problem = processes.agree(problem)
+    if problem and not processes.is_main:
+        raise SystemExit(2)  # the main process says why
+    if problem:
+        raise UserError(problem[0] or "", problem[1])
+
+
 def load_inputs(config: TrainConfig, device: torch.device) -> tuple[MultiTaskModel, Prepared]:
     """The model at step 0 and all data: whatever is wrong with them is found here, before a file is written."""
+    refuse_useless_options(config)
     rows = read_tasks(config, SPLITS)
     for name, task in config.tasks.items():
         part = rows["train"][name]
-        if task.rename_identifiers and can_rename(part.task.kind):
+        if task.rename_identifiers:
             rows["train"][name] = rename_some(part, task.rename_identifiers, config.seed)
     model = build_model(config, device)
     positions = model.architecture.max_positions
     prepared = prepare(rows, config.tasks, config.max_length, model.tokenizer, model.template, positions)
+    refuse_one_label(prepared.examples["train"])
     set_class_balance(model, positive_rates(prepared.examples["train"]))
     return model, prepared
 

@@ -27,6 +27,10 @@ OURS = frozenset({
 """Everything a run writes at the top of its folder."""
 
 
+Digests = dict[str, dict[str, str]]
+"""Content hash by split, then task."""
+
+
 class RunFolder:
     """One training on disk.
 
@@ -40,6 +44,7 @@ class RunFolder:
         self.best_by_task, self.plots = self.path / "best_by_task", self.path / "plots"
         self.predictions, self.baselines = self.path / "predictions", self.path / "baselines"
         self.config_file, self.metrics_file = self.path / "config.yaml", self.path / "metrics.jsonl"
+        self.environment_file = self.path / "environment.json"
         self.results_file, self.card_file = self.path / "results.json", self.path / "README.md"
 
     @property
@@ -47,11 +52,11 @@ class RunFolder:
         """Whether the run came to its end: the results are the last thing written."""
         return self.results_file.is_file()
 
-    def open(self, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder ready for a new or a continued run.
+    def check(self, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
+        """Whether `open` will work, without writing anything: said before data are read.
 
         Raises:
-            UserError: It holds something and neither flag was given, or it was started with another configuration.
+            UserError: As `open`, but for what depends on the data.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"output_dir {self.path} is a file", "choose another output_dir")
@@ -59,38 +64,79 @@ class RunFolder:
             raise UserError("--resume and --overwrite contradict each other", "give one of them")
         if self.path.is_dir() and any(self.path.iterdir()):
             if overwrite:
-                self._clear()
+                self._refuse_foreign()
             elif resume:
-                self._continue(config)
+                if self.config_file.is_file():
+                    self.refuse_changes(config)
             else:
                 state = "a finished run" if self.finished else "files already"
                 hint = "--resume continues it, --overwrite starts anew, output_dir=... goes elsewhere"
                 raise UserError(f"output_dir {self.path} holds {state}", hint)
-        write_atomically(self.config_file, dump_config(config))
-        write_atomically(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
 
-    def _clear(self) -> None:
-        """Remove a former run, and nothing that no run has written."""
+    def open(self, config: TrainConfig, digests: Digests, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder ready for a new or a continued run.
+
+        Args:
+            config: The run.
+            digests: Content hashes of its data.
+            resume: Continue what is there.
+            overwrite: Remove what is there.
+
+        Raises:
+            UserError: It holds something and neither flag was given, or it was started with another configuration or
+                other data.
+        """
+        self.check(config, resume=resume, overwrite=overwrite)
+        if self.path.is_dir() and any(self.path.iterdir()):
+            if overwrite:
+                self._clear()
+            else:
+                self._continue(config, digests)
+        content = environment() | {"data": digests}
+        write_atomically(self.environment_file, json.dumps(content, indent=2) + "\n")
+        write_atomically(self.config_file, dump_config(config))
+
+    def _refuse_foreign(self) -> None:
+        """Only a folder that a run has made, and that nothing else was put into, may be cleared."""
+        if not self.environment_file.is_file():
+            what = f"output_dir {self.path} was not made by a run: environment.json is missing"
+            raise UserError(what, "choose another output_dir, or remove the folder yourself")
         foreign = sorted(path.name for path in self.path.iterdir() if not _is_ours(path))
         if foreign:
             what = f"output_dir {self.path} holds things that no run wrote: {', '.join(foreign[:5])}"
             raise UserError(what, "choose another output_dir, or remove them yourself")
+
+    def _clear(self) -> None:
+        """Remove a former run."""
         # first: a half-cleared folder must not look finished, nor like something that can be continued
         self.results_file.unlink(missing_ok=True)
         self.config_file.unlink(missing_ok=True)
-        for path in list(self.path.iterdir()):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        rest = [path for path in self.path.iterdir() if path != self.environment_file]
+        for path in [*rest, self.environment_file]:  # the mark of a run goes last, so that a kill leaves no ruin
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
-    def _continue(self, config: TrainConfig) -> None:
+    def _continue(self, config: TrainConfig, digests: Digests) -> None:
         remove_stale(self.path)
         if not self.config_file.is_file():
             if any(not _is_ours(path) for path in self.path.iterdir()):
                 raise UserError(f"{self.path} is not a run folder: config.yaml is missing", "choose another output_dir")
             self._clear()  # what is left of a run whose removal was interrupted
             return
-        self.refuse_changes(config)
+        self._refuse_other_data(digests)
         for folder in (self.best, self.last):
             recover_folder(folder)
+
+    def _refuse_other_data(self, digests: Digests) -> None:
+        try:
+            before = json.loads(self.environment_file.read_text(encoding="utf-8"))["data"]
+        except (OSError, ValueError, KeyError):  # written before digests were, or lost: nothing to compare with
+            return
+        changed = [
+            f"{name} ({split})" for split, of in digests.items() for name in of if before[split].get(name) != of[name]
+        ]
+        if changed:
+            hint = "restore the data it was started with, or choose another output_dir"
+            raise UserError(f"{self.path}: the data of {', '.join(changed)} is not what the run was started with", hint)
 
     def refuse_changes(self, config: TrainConfig) -> None:
         """Make sure that the run was started with this configuration; where it is written may differ.
@@ -147,6 +193,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def data_digests(rows: SplitTable) -> dict[str, dict[str, str]]:
+def data_digests(rows: SplitTable) -> Digests:
     """The content hash of every split that was used."""
     return {split: {name: part.digest for name, part in by_task.items()} for split, by_task in rows.items()}

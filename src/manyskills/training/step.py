@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from manyskills.data.text_set import Examples, TextSet, View, gather
@@ -22,12 +23,12 @@ HEADS = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step measured, by task."""
+    """What one step measured, by task, and which texts it encoded."""
 
     losses: dict[str, float]
     scaled_losses: dict[str, float]
     weights: dict[str, float]
-    texts: int
+    unique_N: np.ndarray
 
 
 def accumulate_gradients(
@@ -66,7 +67,7 @@ def accumulate_gradients(
         losses={name: loss.value.item() for name, loss in losses.items()},
         scaled_losses={name: loss.scaled.item() for name, loss in losses.items()},
         weights=balancing.weights(),
-        texts=len(texts.unique_N),
+        unique_N=texts.unique_N,
     )
 
 

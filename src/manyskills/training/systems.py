@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from manyskills.config import TrainConfig
-from manyskills.data.preparation import Prepared, read_tasks
+from manyskills.data.preparation import Prepared, positive_rates, read_tasks
 from manyskills.data.rows import SplitRows
 from manyskills.evaluation.floors import tfidf_floor
 from manyskills.evaluation.outputs import Outputs, choose_thresholds, score
@@ -75,7 +75,8 @@ def baseline_scores(
     """
     found: dict[str, SplitScores] = {}
     if base is not None and "untrained" in config.baselines:
-        found["untrained"] = _both_splits(config, baselines.frozen_model(config, prepared, device), prepared, base)
+        untrained = baselines.frozen_model(config, positive_rates(prepared.examples["train"]), device)
+        found["untrained"] = _both_splits(config, untrained, prepared, base)
     frozen = RunFolder(baselines.frozen_config(config).output_dir).best
     if base is not None and "frozen" in config.baselines and frozen.is_dir():
         found["frozen"] = _both_splits(config, load_model(frozen, device), prepared, base)

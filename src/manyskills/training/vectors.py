@@ -48,7 +48,10 @@ class PrecomputedVectors:
 
     def forward(self, unique_N: np.ndarray, seed: int) -> torch.Tensor:
         """Look the vectors up."""
-        return self.vectors_SD[torch.from_numpy(np.searchsorted(self.indices_S, unique_N))].to(self.device)
+        rows_N = np.searchsorted(self.indices_S, unique_N)
+        if not np.array_equal(self.indices_S[np.minimum(rows_N, len(self.indices_S) - 1)], unique_N):
+            raise KeyError("a text whose vector was not computed")
+        return self.vectors_SD[torch.from_numpy(rows_N)].to(self.device)
 
     def backward(self, gradient_ND: torch.Tensor) -> None:
         """Nothing trains."""
