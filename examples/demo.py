@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.panel import Panel
 
 import manyskills
-from manyskills.config_file import load_config
+from manyskills.config.file import load_config
 from manyskills.data.mining import MiningLimits, mine_python
 from manyskills.errors import UserError
 from manyskills.evaluation.table import print_table

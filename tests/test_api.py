@@ -165,7 +165,7 @@ def test_train_takes_a_dictionary_and_a_file(backbone_folder, data_dir, tmp_path
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_pairs_read_jointly(family, backbone_folder, data_dir, tmp_path):
-    tasks = {"clone_detection": {"read": "joint"}, "defect_detection": {"read": "joint"}}  # the second has one text
+    tasks = {"clone_detection": {"read": "joint"}, "defect_detection": {}}
     config = small_config(
         backbone_folder(family), data_dir, tmp_path / "run", tasks=tasks, max_length=60, max_steps=2, eval_steps=2
     )
@@ -220,8 +220,11 @@ def test_upload(model, monkeypatch, trained_run):
     hub = _Hub()
     monkeypatch.setattr("huggingface_hub.HfApi", hub)
     assert model.push_to_hub("me/module") == "https://huggingface.co/me/module"
-    (_, _, create), (_, _, folder), (_, _, card) = hub.calls
-    assert [name for name, *_ in hub.calls] == ["create_repo", "upload_folder", "upload_file"]
+    (_, _, create), (_, _, folder), (_, _, tasks), (_, _, card) = hub.calls
+    assert [name for name, *_ in hub.calls] == ["create_repo", "upload_folder", "upload_file", "upload_file"]
+    assert folder["ignore_patterns"] == [tasks["path_in_repo"]] == ["tasks.json"]
+    assert str(trained_run.path.parent) not in tasks["path_or_fileobj"].decode(), "no path of this machine"
+    assert json.loads(tasks["path_or_fileobj"])["config"]["tasks"].keys() == model.tasks.keys()
     assert create["private"] is True
     assert folder["repo_id"] == card["repo_id"] == "me/module"
     assert {path.name for path in folder["folder_path"].iterdir()} == {
@@ -237,7 +240,8 @@ def test_upload_takes_no_readme_of_the_surroundings(trained_run, tmp_path, monke
     hub = _Hub()
     monkeypatch.setattr("huggingface_hub.HfApi", hub)
     manyskills.load(copy).push_to_hub("me/module")
-    assert [name for name, *_ in hub.calls] == ["create_repo", "upload_folder"]
+    assert [name for name, *_ in hub.calls] == ["create_repo", "upload_folder", "upload_file"]
+    assert hub.calls[-1][2]["path_in_repo"] == "tasks.json"
 
 
 @pytest.mark.parametrize("where", ["create_repo", "upload_folder", "upload_file"])

@@ -47,7 +47,7 @@ def train(
     Raises:
         UserError: Something is wrong with configuration, data, backbone or output_dir.
     """
-    from manyskills.config_file import config_from_dict, load_config
+    from manyskills.config.file import config_from_dict, load_config
     from manyskills.training.run import train as train_run
 
     if isinstance(config, (str, Path)):

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from manyskills.errors import UserError
+from manyskills.model.checkpoint import TASKS_FILE
+
+
+def _without_paths(tasks_file: Path) -> bytes:
+    """The tasks without where data and run lay: that is nobody's business, and leads nowhere elsewhere."""
+    content = json.loads(tasks_file.read_text(encoding="utf-8"))
+    content["config"] |= {"data_dir": "data", "output_dir": "runs/run"}
+    for task in content["config"]["tasks"].values():
+        if task["data"] and Path(task["data"]).is_absolute():
+            task["data"] = None
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def upload(folder: Path, repo_id: str, *, private: bool) -> str:
@@ -28,7 +40,9 @@ def upload(folder: Path, repo_id: str, *, private: bool) -> str:
     card = folder.parent / "README.md"
     try:
         address = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload the trained module")
+        message = "Upload the trained module"
+        api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=[TASKS_FILE], commit_message=message)
+        api.upload_file(repo_id=repo_id, path_or_fileobj=_without_paths(folder / TASKS_FILE), path_in_repo=TASKS_FILE)
         if folder.name == "best" and card.is_file():  # a run's card, not that of whatever is around the folder
             api.upload_file(repo_id=repo_id, path_or_fileobj=card, path_in_repo="README.md")
     except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from manyskills.cli import run
+from manyskills.cli.app import run
 from manyskills.config import BackboneConfig
 from manyskills.errors import UserError
 from manyskills.model.backbones import ALIASES, load_backbone, load_tokenizer, resolve

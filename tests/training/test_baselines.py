@@ -69,6 +69,30 @@ def test_heads_first_starts_from_each_tasks_best_frozen_head(config):
     assert not (folder.baselines / "vectors.safetensors").exists(), "vectors are only kept while the run needs them"
 
 
+def test_probabilities_are_corrected_by_the_whole_training_split(config):
+    """The rows that a run draws hold more positives than there are; heads from frozen ones must not forget."""
+    tasks = {"flaky_tests": {"positive_share": 0.5}, "code_search": {}}
+    config = small_config(
+        config.backbone.name,
+        config.data_dir,
+        config.output_dir,
+        tasks=tasks,
+        heads_first=True,
+        max_steps=2,
+        batch_size=8,
+    )
+    model, prepared = load_inputs(config, CPU)
+    rate = positive_rates(prepared.examples["train"])["flaky_tests"]
+    assert rate == pytest.approx(0.25)
+    seen = positive_rates(baselines.rows_of_the_run(config, prepared).examples["train"])["flaky_tests"]
+    assert seen > 0.3, "the rows drawn must differ from all rows for this test to say anything"
+    right = model.head("flaky_tests").prior_shift.item()
+    folder = train(config).path
+    for saved in ("best", "last", "baselines/frozen/best"):
+        heads = load_file(folder / saved / "heads.safetensors")
+        assert heads["flaky_tests.prior_shift"].item() == pytest.approx(right)
+
+
 def test_frozen_heads_are_combined_task_by_task(config):
     model, prepared = load_inputs(config, CPU)
     source = baselines.base_vectors(model, config, prepared, ["train", "valid"])

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from manyskills.cli import run
-from manyskills.config_file import dump_config
+from manyskills.cli.app import run
+from manyskills.config.file import dump_config
 from manyskills.errors import UserError
 from manyskills.training import loop
 from manyskills.training.run import train
@@ -100,11 +100,11 @@ def test_no_space_while_the_second_checkpoint_is_written_keeps_the_first(config,
     calls = []
     save = loop.save_model
 
-    def third_is_too_much(*arguments):
+    def third_is_too_much(*arguments, **options):
         calls.append(arguments)
         if len(calls) > 3:
             _full_disk()
-        save(*arguments)
+        save(*arguments, **options)
 
     monkeypatch.setattr(loop, "save_model", third_is_too_much)
     with pytest.raises(UserError, match="no space left on device"):

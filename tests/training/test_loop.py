@@ -59,7 +59,7 @@ def test_best_is_the_validation_with_the_best_selection(trained_run):
 
 
 def test_the_same_configuration_gives_the_same_run(trained_run, tmp_path):
-    from manyskills.config_file import load_config
+    from manyskills.config.file import load_config
 
     config = load_config(trained_run.path / "config.yaml", [f"output_dir={tmp_path / 'run'}"])
     again = train(config, announce=lambda _: None)

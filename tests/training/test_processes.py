@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from manyskills.config_file import dump_config
+from manyskills.config.file import dump_config
 from manyskills.training.run import train
 from tests.training.helpers import small_config
 
@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 RANK = """
 import os, sys, torch
 from pathlib import Path
-from manyskills import cli, files
+from manyskills import files
+from manyskills.cli import app as cli
 from manyskills.training.run_folder import RunFolder
 
 torch.set_num_threads(1)
@@ -109,7 +110,7 @@ def test_two_processes_give_the_single_process_run(config, tmp_path):
 
 
 def test_a_helper_process_of_a_finished_run_has_nothing_to_print(trained_run, monkeypatch, capsys):
-    from manyskills.cli import run
+    from manyskills.cli.app import run
     from manyskills.training.processes import Processes
     from tests.training.helpers import CPU
 

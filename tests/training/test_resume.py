@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from manyskills import files
-from manyskills.config_file import dump_config
+from manyskills.config.file import dump_config
 from manyskills.training import loop, run_folder
 from manyskills.training import run as run_module
 from tests.training.helpers import small_config
@@ -212,7 +212,7 @@ def test_early_stopping_was_part_of_it(uninterrupted):
 
 DRIVER = """
 import os, signal, sys
-from manyskills import cli
+from manyskills.cli import app as cli
 from manyskills.training import loop
 from manyskills.training.run_folder import RunFolder
 
@@ -247,7 +247,7 @@ def test_kill_minus_nine(points, backbone_folder, data_dir, tmp_path, uninterrup
 
 
 def test_a_finished_run_is_only_read(trained_run, monkeypatch):
-    from manyskills.config_file import load_config
+    from manyskills.config.file import load_config
 
     config = load_config(trained_run.path / "config.yaml")
     monkeypatch.setattr(run_module, "load_inputs", None)
@@ -255,7 +255,7 @@ def test_a_finished_run_is_only_read(trained_run, monkeypatch):
 
 
 def test_a_finished_run_of_another_configuration_is_not_passed_off(trained_run):
-    from manyskills.config_file import load_config
+    from manyskills.config.file import load_config
     from manyskills.errors import UserError
 
     config = load_config(trained_run.path / "config.yaml", ["seed=9"])

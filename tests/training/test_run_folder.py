@@ -21,8 +21,11 @@ def _config(folder, **changes):
     return small_config("some/backbone", "data", folder.path, **changes)
 
 
-def _open(folder, *, resume=False, overwrite=False, **changes):
-    folder.open(_config(folder, **changes), resume=resume, overwrite=overwrite)
+DIGESTS = {"train": {"code_search": "abc"}, "valid": {"code_search": "def"}}
+
+
+def _open(folder, *, resume=False, overwrite=False, digests=DIGESTS, **changes):
+    folder.open(_config(folder, **changes), digests, resume=resume, overwrite=overwrite)
 
 
 def _fill(folder):
@@ -35,13 +38,13 @@ def _fill(folder):
 
 
 def test_a_new_folder_gets_configuration_and_environment(folder):
-    from manyskills.config_file import load_config
+    from manyskills.config.file import load_config
 
     _open(folder)
     assert {path.name for path in folder.path.iterdir()} == {"config.yaml", "environment.json"}
     assert load_config(folder.config_file) == _config(folder)
     found = json.loads((folder.path / "environment.json").read_text())
-    assert found == environment()
+    assert found == environment() | {"data": DIGESTS}
     assert found["libraries"].keys() >= {"torch", "peft", "transformers"}
 
 
@@ -94,6 +97,23 @@ def test_overwrite_removes_nothing_else(folder, foreign):
     assert sorted(path.name for path in folder.path.iterdir()) == before
 
 
+def test_overwrite_removes_nothing_that_only_looks_like_a_run(folder):
+    """A folder with a configuration and notes of the user's own has the names that a run uses."""
+    folder.path.mkdir()
+    for name in ("config.yaml", "README.md"):
+        (folder.path / name).write_text("mine")
+    with pytest.raises(UserError, match="was not made by a run"):
+        _open(folder, overwrite=True)
+    assert (folder.path / "config.yaml").read_text() == "mine"
+
+
+def test_resume_on_other_data_names_the_split(folder):
+    _open(folder)
+    changed = {**DIGESTS, "train": {"code_search": "other"}}
+    with pytest.raises(UserError, match=r"the data of code_search \(train\) is not what the run was started with"):
+        _open(folder, resume=True, digests=changed)
+
+
 def test_overwrite_follows_no_link_out_of_the_folder(folder, tmp_path):
     _open(folder)
     (tmp_path / "precious").mkdir()
@@ -112,7 +132,7 @@ def test_resume_of_a_changed_configuration_names_the_keys(folder):
     with pytest.raises(UserError) as error:
         _open(folder, resume=True, seed=1, learning_rate=0.5, tasks=["code_search"])
     assert "other values of tasks, learning_rate, seed" in error.value.message
-    from manyskills.config_file import load_config
+    from manyskills.config.file import load_config
 
     assert load_config(folder.config_file).seed == 0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from manyskills.config import TrainConfig
-from manyskills.config_file import dump_config, load_config
+from manyskills.config.file import dump_config, load_config
 from manyskills.data.preparation import SplitTable
 from manyskills.errors import UserError
 from manyskills.files import clear_errors, recover_folder, remove_stale, write_atomically

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from manyskills import cli, cli_config
-from manyskills.cli import run
-from manyskills.config_file import load_config
+from manyskills.cli import app as cli
+from manyskills.cli import configuration
+from manyskills.cli.app import run
+from manyskills.config.file import load_config
 from manyskills.errors import UserError
 from tests.data.helpers import clone_folder, defects, write_jsonl
 
@@ -29,8 +30,8 @@ def data(tmp_path):
     "code",
     [
         "import manyskills",
-        "from manyskills.cli import run; run(['--help'])",
-        "from manyskills.cli import run; run(['--version'])",
+        "from manyskills.cli.app import run; run(['--help'])",
+        "from manyskills.cli.app import run; run(['--version'])",
     ],
 )
 def test_light_commands_import_nothing_heavy(code):
@@ -40,9 +41,7 @@ def test_light_commands_import_nothing_heavy(code):
 
 
 def test_version_and_the_module_entry():
-    done = subprocess.run(
-        [sys.executable, "-m", "manyskills.cli", "--version"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "manyskills", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("manyskills 0.")
     assert done.stderr == ""
 
@@ -164,7 +163,7 @@ def test_doctor(monkeypatch, capsys):
     assert found["healthy"] is True
     assert found["cores"] >= 1
     monkeypatch.setattr(doctor, "_toy_training", lambda: "failed: RuntimeError: no")
-    assert run(["doctor"]) == 1
+    assert run(["doctor"]) == 2
     assert "not ready" in capsys.readouterr().out
 
 
@@ -181,8 +180,8 @@ def test_what_goes_wrong_is_one_message(monkeypatch, capsys, error, code, said):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("manyskills.config_file.config_schema", fail)
-    assert cli_config.schema
+    monkeypatch.setattr("manyskills.config.file.config_schema", fail)
+    assert configuration.schema
     assert run(["config", "schema"]) == code
     err = capsys.readouterr().err
     assert err.startswith(said)
@@ -198,13 +197,13 @@ def test_debug_shows_the_traceback(monkeypatch, capsys):
 
 
 def test_a_mistake_of_ours_is_not_a_finding(monkeypatch, capsys):
-    monkeypatch.setattr("manyskills.config_file.config_schema", lambda: 1 / 0)
+    monkeypatch.setattr("manyskills.config.file.config_schema", lambda: 1 / 0)
     assert run(["config", "schema"]) == 2
     assert "please report it" in capsys.readouterr().err
 
 
 def test_a_reader_that_goes_away_is_no_message():
-    command = f"{sys.executable} -m manyskills.cli config schema | head -c 1"
+    command = f"{sys.executable} -m manyskills config schema | head -c 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert len(done.stdout) == 1
@@ -212,7 +211,7 @@ def test_a_reader_that_goes_away_is_no_message():
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_no_space_where_stdout_goes():
-    command = [sys.executable, "-m", "manyskills.cli", "config", "schema"]
+    command = [sys.executable, "-m", "manyskills", "config", "schema"]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2

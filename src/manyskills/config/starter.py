@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from manyskills.config import TaskConfig, TrainConfig
-from manyskills.config_sections import NAMED_SECTIONS, keys_of_choice
+from manyskills.config.sections import NAMED_SECTIONS, keys_of_choice
 from manyskills.tasks import get_task
 
 SHOWN = (

@@ -13,7 +13,9 @@ from typing import Annotated
 
 import typer
 
-from manyskills import __version__, cli_config, cli_data, cli_training
+from manyskills import __version__
+from manyskills.cli import configuration, training
+from manyskills.cli import data as data_verbs
 from manyskills.errors import UserError
 from manyskills.files import is_no_space, write_atomically
 
@@ -25,10 +27,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 list_app = typer.Typer(help="List what there is to choose from.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(cli_data.app, name="data")
-app.add_typer(cli_config.app, name="config")
+app.add_typer(data_verbs.app, name="data")
+app.add_typer(configuration.app, name="config")
 app.add_typer(list_app, name="list")
-for verb in (cli_training.train, cli_training.evaluate, cli_training.predict):
+for verb in (training.train, training.evaluate, training.predict):
     app.command()(verb)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -115,12 +117,12 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
 ) -> None:
     """Write a commented configuration."""
-    from manyskills.config_file import starter_config
+    from manyskills.config.file import starter_config
     from manyskills.tasks import all_tasks
 
     if path.exists() and not force:
         raise UserError(f"{path} is there already", "choose another name, or replace it with --force")
-    names = cli_data.split_names(tasks) if tasks else list(all_tasks())
+    names = data_verbs.split_names(tasks) if tasks else list(all_tasks())
     write_atomically(path, starter_config(names, data, output_dir, str(path)))
     typer.echo(f"wrote {path}; next: manyskills data check {path}", err=True)
 

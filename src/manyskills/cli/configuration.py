@@ -16,7 +16,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value, as m
 @app.command()
 def show(config: Config, overrides: Overrides = None) -> None:
     """Print a configuration with every key, defaults and overrides included."""
-    from manyskills.config_file import dump_config, load_config
+    from manyskills.config.file import dump_config, load_config
 
     typer.echo(dump_config(load_config(config, overrides or ())), nl=False)
 
@@ -24,7 +24,7 @@ def show(config: Config, overrides: Overrides = None) -> None:
 @app.command()
 def validate(config: Config, overrides: Overrides = None) -> None:
     """Check a configuration; every mistake is shown at once."""
-    from manyskills.config_file import load_config
+    from manyskills.config.file import load_config
 
     load_config(config, overrides or ())
     typer.echo(f"{config} is fine", err=True)
@@ -35,6 +35,6 @@ def schema() -> None:
     """Print the JSON schema of configurations, for editors."""
     import json
 
-    from manyskills.config_file import config_schema
+    from manyskills.config.file import config_schema
 
     typer.echo(json.dumps(config_schema(), indent=2, ensure_ascii=False))

@@ -1,7 +1,7 @@
 """The configuration of a training run: pydantic models whose field descriptions are the documentation.
 
 Key names are Hugging Face's where it has one. Reading from YAML, overrides on the command line and messages for people
-are in `manyskills.config_file`.
+are in `manyskills.config.file`.
 """
 
 from __future__ import annotations

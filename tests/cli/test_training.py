@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from manyskills.cli import run
-from manyskills.config_file import dump_config
+from manyskills.cli.app import run
+from manyskills.config.file import dump_config
 from tests.training.helpers import small_config
 
 
@@ -116,7 +116,7 @@ def test_search_and_an_output_file(folder, data_dir, tmp_path, capsys):
         (["predict", "{rows}", "-t", "flaky_tests"], "is not a folder"),
         (["evaluate", "nowhere"], "nowhere is not a folder"),
         (["evaluate", "{run}", "--split", "tset"], "unknown split 'tset'"),
-        (["evaluate", "{run}", "--tasks", "flaky_tests,nothing"], "was not trained on 'nothing'"),
+        (["evaluate", "{run}", "--tasks", "flaky_tests, nothing"], "unknown task 'nothing'"),
         (["evaluate", "{run}", "--data", "nowhere"], "there is no folder nowhere"),
         (["evaluate", "{run}", "--limit", "0"], "limit"),
         (["train", "nowhere.yaml"], "there is no configuration nowhere.yaml"),

@@ -17,10 +17,10 @@ import yaml
 from pydantic import ValidationError
 
 from manyskills.config import TrainConfig
-from manyskills.config_draft import HINT, Draft, expand
-from manyskills.config_sections import NAMED_SECTIONS, keys_of_choice
-from manyskills.config_starter import starter_config
-from manyskills.config_yaml import read_yaml
+from manyskills.config.draft import HINT, Draft, expand
+from manyskills.config.sections import NAMED_SECTIONS, keys_of_choice
+from manyskills.config.starter import starter_config
+from manyskills.config.yaml_lines import read_yaml
 from manyskills.errors import UserError
 
 __all__ = ["config_from_dict", "config_schema", "dump_config", "load_config", "starter_config"]

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from manyskills.config import FixedConfig, FrozenConfig, LoraConfig, TrainConfig
-from manyskills.config_file import config_from_dict, config_schema, dump_config, load_config, starter_config
+from manyskills.config.file import config_from_dict, config_schema, dump_config, load_config, starter_config
 from manyskills.errors import UserError
 
 
@@ -167,7 +167,7 @@ def test_dumped_configurations_come_back(write):
     values = {
         "tasks": {"code_search": {"limit": {"train": 5}, "columns": {"code": "func"}}, "flaky_tests": None},
         "method": {"name": "lora", "r": 4},
-        "balancing": FixedConfig(weights={"code_search": 1}),
+        "balancing": FixedConfig(weights={"code_search": 1, "flaky_tests": 0.5}),
         "learning_rate": 1e-5,
         "report_to": "wandb",
     }

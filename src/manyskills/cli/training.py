@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from manyskills.cli_data import split_names
+from manyskills.cli.data import split_names
 from manyskills.errors import UserError
 from manyskills.files import write_atomically
 
@@ -33,7 +33,7 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")] = False,
 ) -> None:
     """Train one module for several tasks, and measure it."""
-    from manyskills.config_file import load_config
+    from manyskills.config.file import load_config
 
     wanted = load_config(config, overrides or [])
     if dry_run:

@@ -152,7 +152,7 @@ def _sources(config: Path | None, overrides: list[str] | None, data: str | None,
 
 
 def _sources_of_config(path: Path, overrides: list[str], wanted: list[str] | None) -> Sources:
-    from manyskills.config_file import load_config
+    from manyskills.config.file import load_config
     from manyskills.data.preparation import task_source
 
     config = load_config(path, overrides)

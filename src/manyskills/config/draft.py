@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from manyskills.config_sections import NAMED_SECTIONS, default_name, keys_of_choice, section_keys
-from manyskills.config_yaml import KeyPath, read_yaml
+from manyskills.config.sections import NAMED_SECTIONS, default_name, keys_of_choice, section_keys
+from manyskills.config.yaml_lines import KeyPath, read_yaml
 from manyskills.errors import UserError
 from manyskills.tasks import all_tasks
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from manyskills.config import Section, TrainConfig
-from manyskills.config_yaml import KeyPath
+from manyskills.config.yaml_lines import KeyPath
 
 NAMED_SECTIONS: tuple[str, ...] = ("backbone", "method", "sampling", "balancing")
 """Sections whose `name` may stand for the whole: `method: lora`."""

@@ -1,0 +1,1 @@
+"""The command line; `manyskills.cli.app` is its root."""

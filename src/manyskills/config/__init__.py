@@ -1,0 +1,43 @@
+"""Configurations: the models here, reading them from YAML in `manyskills.config.file`."""
+
+from manyskills.config.models import (
+    BackboneConfig,
+    BalancingConfig,
+    EarlyStoppingConfig,
+    FixedConfig,
+    FrozenConfig,
+    FullConfig,
+    LearnedSoftmaxConfig,
+    Limit,
+    LoraConfig,
+    MethodConfig,
+    ProportionalConfig,
+    RoundRobinConfig,
+    SamplingConfig,
+    Section,
+    TaskConfig,
+    TemperatureConfig,
+    TrainConfig,
+    UniformConfig,
+)
+
+__all__ = [
+    "BackboneConfig",
+    "BalancingConfig",
+    "EarlyStoppingConfig",
+    "FixedConfig",
+    "FrozenConfig",
+    "FullConfig",
+    "LearnedSoftmaxConfig",
+    "Limit",
+    "LoraConfig",
+    "MethodConfig",
+    "ProportionalConfig",
+    "RoundRobinConfig",
+    "SamplingConfig",
+    "Section",
+    "TaskConfig",
+    "TemperatureConfig",
+    "TrainConfig",
+    "UniformConfig",
+]
