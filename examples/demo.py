@@ -28,11 +28,11 @@ def main() -> None:
     console, talk = Console(), Console(stderr=True)
     config = load_config(HERE / "demo.yaml")
     data = Path(config.data_dir)
-    if data.exists():
+    if (data / "code_search").is_dir():
         talk.print(f"using the data in {data} (remove the folder to mine again)")
     else:
         talk.rule("1. mining Python code that is on this machine")
-        report = mine_python(data, limits=MiningLimits(train=1000, valid=150, test=250), progress=talk.print)
+        report = mine_python(data, limits=MiningLimits(train=1000, valid=120, test=200), progress=talk.print)
         for warning in report.warnings:
             talk.print(f"note: {warning}")
     talk.rule("2. training one module for four skills")

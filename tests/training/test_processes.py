@@ -117,3 +117,22 @@ def test_a_helper_process_of_a_finished_run_has_nothing_to_print(trained_run, mo
     monkeypatch.setattr(Processes, "current", lambda: Processes(1, 2, CPU))
     assert run(["train", str(trained_run.path / "config.yaml"), "--resume"]) == 0
     assert capsys.readouterr() == ("", "")
+
+
+def test_accelerate_launch_gives_the_single_process_trace(config, tmp_path):
+    config = config.model_copy(update={"max_steps": 3, "baselines": [], "heads_first": False})
+    (tmp_path / "run.yaml").write_text(dump_config(config))
+    launcher = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+        "--main_process_port", str(_free_port()),
+        "-m", "manyskills", "train", str(tmp_path / "run.yaml"), "--quiet",
+    ]  # fmt: skip
+    own = {"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launcher, cwd=ROOT, env=os.environ | own, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    alone = train(config.model_copy(update={"output_dir": str(tmp_path / "alone")}), announce=lambda _: None)
+    expected, found = _losses(alone.path), _losses(tmp_path / "run")
+    assert len(found) == len(expected) == 3
+    for one, two in zip(expected, found, strict=True):
+        assert two == pytest.approx(one, abs=1e-4)

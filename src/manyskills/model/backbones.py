@@ -70,6 +70,16 @@ class Backbone:
     config: BackboneConfig
 
 
+def hub_id(name: str) -> str:
+    """How others know a backbone: the hub id behind an alias, else the last part of a local folder's path."""
+    target = _SAME_WEIGHTS.get(name) or ALIASES.get(name, name)
+    return Path(target).name if Path(target).is_dir() else target
+
+
+_SAME_WEIGHTS = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
+"""What the weights of a backbone that comes as a package are called on the hub."""
+
+
 def resolve(name: str) -> str:
     """The hub id or local folder behind a name.
 

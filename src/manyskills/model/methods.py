@@ -7,7 +7,7 @@ import warnings
 from torch import nn
 
 from manyskills.config import FrozenConfig, FullConfig, LoraConfig
-from manyskills.model.backbones import Backbone
+from manyskills.model.backbones import Backbone, hub_id
 from manyskills.model.sites import matching_modules, target_pattern
 
 ADAPTER_NAME = "default"
@@ -40,7 +40,7 @@ def _with_lora(backbone: Backbone, method: LoraConfig) -> nn.Module:
         lora_alpha=method.lora_alpha,
         lora_dropout=method.lora_dropout,
         target_modules=targets,
-        base_model_name_or_path=backbone.config.name,
+        base_model_name_or_path=hub_id(backbone.config.name),
         revision=backbone.config.revision,
     )
     with warnings.catch_warnings():

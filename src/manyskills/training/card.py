@@ -8,6 +8,7 @@ from typing import Any
 from manyskills.config import TrainConfig
 from manyskills.evaluation.table import render_markdown
 from manyskills.files import write_atomically
+from manyskills.model.backbones import hub_id
 from manyskills.training.run_folder import RunFolder
 
 
@@ -28,11 +29,11 @@ def card_values(folder: RunFolder, config: TrainConfig, results: Mapping[str, An
     return {
         "name": folder.path.resolve().name,
         "path": folder.path.name,
-        "base_model": config.backbone.name,
+        "base_model": hub_id(config.backbone.name),
         "method": config.method.name,
         "tasks": list(tasks),
         "metrics": sorted({entry["primary_metric"] for entry in tasks.values()}),
-        "index": [_index_row(name, entry) for name, entry in tasks.items()],
+        "index": [row for name, entry in tasks.items() if (row := _index_row(name, entry))["value"] is not None],
         "table": render_markdown(dict(results)),
         "confidence": config.confidence,
         "synthetic": {name: entry["synthetic"] for name, entry in tasks.items() if entry["synthetic"]},
@@ -48,7 +49,7 @@ def card_values(folder: RunFolder, config: TrainConfig, results: Mapping[str, An
 def _index_row(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     metric = entry["primary_metric"]
     value = entry["systems"]["module"]["test"]["metrics"][metric]["value"]
-    return {"task": name, "kind": entry["kind"], "metric": metric, "value": value or 0.0}
+    return {"task": name, "kind": entry["kind"], "metric": metric, "value": value}
 
 
 def _data_row(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
