@@ -140,6 +140,7 @@ def test_resume_of_a_changed_configuration_names_the_keys(folder):
 def test_resume_may_change_where_to_and_who_is_told(folder):
     _open(folder)
     _open(folder, resume=True, report_to="none", push_to_hub=True, hub_model_id="a/b")
+    assert "hub_model_id: a/b" in folder.config_file.read_text()
 
 
 def test_resume_of_nothing_starts(folder):
