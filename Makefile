@@ -18,7 +18,7 @@ demo: $(STAMP)  ## mine Python code of this machine, train one module on it, sho
 test: $(STAMP)  ## lint, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -n 2
 
 clean:  ## remove the environment and everything that demo made
