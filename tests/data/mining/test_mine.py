@@ -36,7 +36,7 @@ def code_module(rng):
     return "\n\n".join(parts)
 
 
-def test_module(rng):
+def module_of_tests(rng):
     parts = []
     for number in range(5):
         noun, a = rng.choice(NOUNS), rng.randint(2, 10_000)
@@ -47,7 +47,7 @@ def test_module(rng):
     return "\n\n".join(parts)
 
 
-test_module.__test__ = False
+module_of_tests.__test__ = False
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def tree(tmp_path_factory):
         (root / project / "tests").mkdir(parents=True)
         for number in range(16):
             (root / project / f"m{number}.py").write_text(code_module(rng))
-            (root / project / "tests" / f"test_m{number}.py").write_text(test_module(rng))
+            (root / project / "tests" / f"test_m{number}.py").write_text(module_of_tests(rng))
         (root / project / "broken.py").write_text("def f(:")
         (root / project / "__pycache__").mkdir()
         (root / project / "__pycache__" / "x.py").write_text(code_module(rng))
