@@ -47,9 +47,6 @@ def module_of_tests(rng):
     return "\n\n".join(parts)
 
 
-module_of_tests.__test__ = False
-
-
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     root = tmp_path_factory.mktemp("sources")
