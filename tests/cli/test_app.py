@@ -108,6 +108,9 @@ def test_data_check_of_a_configuration_counts_tokens(data, capsys, backbone_fold
     assert run(["data", "check", str(path), "--json"]) == 0
     (report,) = json.loads(capsys.readouterr().out)
     assert report["splits"]["train"]["lengths"]["code"]["truncated"] == 1.0
+    assert run(["data", "check", str(path), "tasks.defect_detection.long=error", "--strict", "--json"]) == 1
+    (report,) = json.loads(capsys.readouterr().out)
+    assert report["long"] == "error" and "long texts" in {problem["kind"] for problem in report["problems"]}
     assert run(["data", "check", str(path), "max_length=500", "--tasks", "clone_detection"]) == 2
     assert "has no task 'clone_detection'" in capsys.readouterr().err
 

@@ -152,7 +152,7 @@ def test_dry_run_writes_nothing(as_json, config_file, tmp_path, capsys):
     if as_json:
         plan = json.loads(found.out)
         assert plan["steps"] == 6
-        assert plan["trainable_shared"] == 2 * 2 * (2 * 32 + 2 * 32)
+        assert plan["method"]["trainable"] == 2 * 2 * (2 * 32 + 2 * 32)
         assert plan["tasks"]["defect_detection"]["truncation"]["cut"] == 17
         assert plan["estimated_memory"]["cached"] <= plan["estimated_memory"]["single_pass"]
     else:
@@ -163,7 +163,8 @@ def test_dry_run_writes_nothing(as_json, config_file, tmp_path, capsys):
 def test_dry_run_of_full_fine_tuning_counts_what_trains(config_file, capsys):
     assert run(["train", config_file(method="full"), "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["trainable_shared"] == plan["backbone_parameters"]
+    assert plan["method"]["trainable"] == plan["method"]["backbone"]
+    assert plan["method"]["share"] == 1
 
 
 def test_a_wrong_plan_is_the_runs_mistake_too(config_file, capsys):

@@ -1,5 +1,6 @@
 import json
 
+import pytest
 from rich.console import Console
 
 from manyskills.data.check import check_data
@@ -111,6 +112,29 @@ def test_lengths_and_truncation():
     assert lengths.tokens.max == 50
     assert lengths.truncated == 0.19
     assert ("warning", "truncation") in kinds(report)
+
+
+@pytest.mark.parametrize(
+    ("long", "problem", "told"),
+    [
+        ("truncate", ("warning", "truncation"), "those over 40 lose their end"),
+        ("window", None, "those over 40 are read in windows"),
+        ("error", ("error", "long texts"), "those over 40 are refused"),
+    ],
+)
+def test_long_texts_are_a_problem_only_where_something_is_lost_or_refused(long, problem, told, capsys):
+    rows = [{"code": "x" * n, "label": n % 2} for n in range(1, 101)]
+    count = {"lengths": lambda texts: [len(text) // 2 for text in texts], "max_length": 40}
+    report = check("defect_detection", rows, rows[::-1], rows[::-1], **count, long=long)
+    found = kinds(report) & {("warning", "truncation"), ("error", "long texts")}
+    assert found == ({problem} if problem else set())
+    assert report.splits["train"].lengths["code"].truncated == 0.19
+    if long == "error":
+        first = next(p for p in report.problems if p.kind == "long texts")
+        assert first.message == "train: 19 of 100 rows (19.0%) hold over 40 tokens, which long=error refuses"
+        assert first.examples[0] == "train:82"
+    print_report([report], Console(width=150))
+    assert told in capsys.readouterr().out
 
 
 def test_groups_are_told_not_blamed():

@@ -9,7 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from manyskills.config import TaskConfig
-from manyskills.data.preparation import length_limit, positive_rates, prepare, read_tasks, task_source
+from manyskills.data.long_texts import length_limit
+from manyskills.data.preparation import positive_rates, prepare, read_tasks, task_source
 from manyskills.data.tokens import read_template
 from manyskills.errors import UserError
 from manyskills.tasks import SPLITS

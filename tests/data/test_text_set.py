@@ -13,7 +13,8 @@ from manyskills.tasks import get_task
 def store_of(*sequences):
     lengths = [len(sequence) for sequence in sequences]
     ids_T = np.array([i for sequence in sequences for i in sequence], dtype=np.int32)
-    return TokenStore(ids_T, np.concatenate([[0], np.cumsum(lengths)]), np.array(lengths, dtype=np.int32))
+    starts_S = np.concatenate([[0], np.cumsum(lengths)])
+    return TokenStore(ids_T, starts_S, np.array(lengths, dtype=np.int32), np.zeros(len(lengths), dtype=np.int64))
 
 
 def random_batch(generator):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from manyskills.data.tokens import Template, TextTable, cache_folder, read_template, tokenize
+from manyskills.data.tokens import Entry, Template, TextTable, cache_folder, read_template, tokenize
 from tests.conftest import FAMILIES
 
 BOS, PAD, EOS = 0, 1, 2
@@ -69,7 +69,7 @@ def test_without_any_special_token_a_pair_is_parted_by_a_blank_line(tokenizer):
 def test_what_the_tokenizer_itself_would_give(family, backbone_folder):
     tokenizer = AutoTokenizer.from_pretrained(backbone_folder(family))
     template = read_template(tokenizer, end_token=False)
-    store = tokenize([(CODE, 500), ((CODE, "b"), 500)], tokenizer, template, use_cache=False)
+    store = tokenize([Entry(CODE, 500), Entry((CODE, "b"), 500)], tokenizer, template, use_cache=False)
     assert store.sequence(0).tolist() == tokenizer(CODE)["input_ids"]
     if family in {"bert", "roberta", "modernbert", "t5"}:
         assert store.sequence(1).tolist() == tokenizer(CODE, "b")["input_ids"]
@@ -77,14 +77,14 @@ def test_what_the_tokenizer_itself_would_give(family, backbone_folder):
 
 
 def test_whitespace_and_every_character_survive(tokenizer, template):
-    store = tokenize([(CODE, 500)], tokenizer, template, use_cache=False)
+    store = tokenize([Entry(CODE, 500)], tokenizer, template, use_cache=False)
     assert tokenizer.decode(store.sequence(0)[1:-1].tolist(), clean_up_tokenization_spaces=False) == CODE
 
 
 @pytest.mark.parametrize("limit", [3, 7, 12])
 def test_truncation_keeps_the_special_tokens_and_is_counted(limit, tokenizer, template):
     whole = tokenizer(CODE)["input_ids"]
-    store = tokenize([(CODE, limit), ("a", limit)], tokenizer, template, use_cache=False)
+    store = tokenize([Entry(CODE, limit), Entry("a", limit)], tokenizer, template, use_cache=False)
     assert store.sequence(0).tolist() == [*whole[: limit - 1], EOS]
     assert store.lengths_N.tolist() == [limit, 3]
     assert store.full_lengths_N.tolist() == [len(whole), 3]
@@ -100,7 +100,7 @@ def test_truncation_keeps_the_special_tokens_and_is_counted(limit, tokenizer, te
     ],
 )
 def test_of_a_joint_pair_the_longer_side_is_cut_first(first, second, limit, kept, tokenizer, template):
-    store = tokenize([((first, second), limit)], tokenizer, template, use_cache=False)
+    store = tokenize([Entry((first, second), limit)], tokenizer, template, use_cache=False)
     (a,) = tokenizer("a", add_special_tokens=False)["input_ids"]
     (b,) = tokenizer("b", add_special_tokens=False)["input_ids"]
     assert store.sequence(0).tolist() == [BOS, *[a] * kept[0], EOS, *[b] * kept[1], EOS]
@@ -109,18 +109,23 @@ def test_of_a_joint_pair_the_longer_side_is_cut_first(first, second, limit, kept
 
 def test_a_table_gives_each_text_and_limit_one_index():
     table = TextTable()
-    given = [table.add(text, limit) for text, limit in [("a", 5), ("b", 5), ("a", 5), ("a", 6), (("a", "b"), 5)]]
-    assert given == [0, 1, 0, 2, 3]
-    assert table.entries == [("a", 5), ("b", 5), ("a", 6), (("a", "b"), 5)]
+    one = Entry("a", 5)
+    others = [Entry("b", 5), Entry("a", 6), Entry(("a", "b"), 5), Entry("a", 5, route=1), Entry("a", 5, overlap=0.0)]
+    assert [table.add(*entry) for entry in (one, *others, one)] == [0, 1, 2, 3, 4, 5, 0]
+    assert table.entries == [one, *others]
 
 
 def _equal(one, two):
-    for name in ("ids_T", "starts_N", "full_lengths_N"):
+    for name in ("ids_T", "starts_S", "full_lengths_N", "routes_S"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+    assert (one.windows is None) == (two.windows is None)
+    if one.windows is not None and two.windows is not None:
+        np.testing.assert_array_equal(one.windows.firsts_N, two.windows.firsts_N)
+        np.testing.assert_array_equal(one.windows.shares_S, two.windows.shares_S)
 
 
 def test_a_cache_hit_gives_equal_arrays_without_the_tokenizer(cache, tokenizer, template, monkeypatch):
-    entries = [(CODE, 9), ("x", 9), ((CODE, "y"), 9)]
+    entries = [Entry(CODE, 9), Entry("x", 9), Entry((CODE, "y"), 9)]
     made = tokenize(entries, tokenizer, template)
     monkeypatch.setattr("manyskills.data.tokens._tokenize", None)
     found = tokenize(entries, tokenizer, template)
@@ -130,15 +135,18 @@ def test_a_cache_hit_gives_equal_arrays_without_the_tokenizer(cache, tokenizer, 
 
 
 def test_whatever_decides_the_ids_decides_the_cache_entry(cache, tokenizer, template, backbone_folder):
-    base = [("a", 9), ("b", 9)]
+    base = [Entry("a", 9), Entry("b", 9)]
     variants = [
         base,
-        [("a", 8), ("b", 9)],
-        [("a", 9), ("b", 8)],
+        [Entry("a", 8), Entry("b", 9)],
+        [Entry("a", 9), Entry("b", 8)],
         base[::-1],
-        [(("a", "b"), 9)],
-        [("ab", 9)],
-        [("a", 9)],
+        [Entry(("a", "b"), 9)],
+        [Entry("ab", 9)],
+        [Entry("a", 9, overlap=0.0), Entry("b", 9)],
+        [Entry("a", 9, overlap=0.5), Entry("b", 9)],
+        [Entry("a", 9, overlap=0.5), Entry("b", 9, overlap=0.5)],
+        [Entry("a", 9)],
     ]
     for entries in variants:
         _equal(tokenize(entries, tokenizer, template), tokenize(entries, tokenizer, template, use_cache=False))
@@ -148,10 +156,18 @@ def test_whatever_decides_the_ids_decides_the_cache_entry(cache, tokenizer, temp
     assert len(list(cache.iterdir())) == len(variants) + 2
 
 
-@pytest.mark.parametrize("name", ["ids", "starts", "full_lengths"])
+def test_routes_are_not_kept_but_told_by_who_asks(cache, tokenizer, template):
+    tokenize([Entry(CODE, 9, 1, 0.5), Entry("x", 9, 1)], tokenizer, template)
+    found = tokenize([Entry(CODE, 9, 3, 0.5), Entry("x", 9, 2)], tokenizer, template)
+    assert isinstance(found.ids_T, np.memmap)
+    assert found.routes_S.tolist() == [3] * found.sequences_N[0] + [2]
+    assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["ids", "starts", "full_lengths", "window_firsts", "window_shares"])
 @pytest.mark.parametrize("damage", ["empty", "cut", "gone", "nonsense", "shorter"])
 def test_a_corrupt_cache_is_made_again(name, damage, cache, tokenizer, template):
-    entries = [(CODE, 9), ("x", 9)]
+    entries = [Entry(CODE, 9, overlap=0.25), Entry("x", 9)]
     made = tokenize(entries, tokenizer, template, use_cache=False)
     tokenize(entries, tokenizer, template)
     (folder,) = cache.iterdir()
@@ -178,11 +194,11 @@ def test_a_cache_that_cannot_be_written_only_costs_the_cache(tmp_path, tokenizer
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("MANYSKILLS_CACHE", str(blocked))
-    assert len(tokenize([("a", 9)], tokenizer, template)) == 1
+    assert len(tokenize([Entry("a", 9)], tokenizer, template)) == 1
 
 
 def test_half_a_surrogate_pair_is_a_question_mark(cache, tokenizer, template):
-    store = tokenize([("a\ud800b", 9), ("a?b", 9)], tokenizer, template)
+    store = tokenize([Entry("a\ud800b", 9), Entry("a?b", 9)], tokenizer, template)
     assert store.sequence(0).tolist() == store.sequence(1).tolist()
 
 

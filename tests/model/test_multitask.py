@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from manyskills.model.multitask import build_model
@@ -21,7 +22,9 @@ def test_the_pre_trained_network_is_in_evaluation_mode_while_the_methods_dropout
     model.train()
     training = {name for name, module in model.backbone.named_modules() if module.training}
     dropouts = {name for name, module in model.backbone.named_modules() if "lora_dropout" in name}
-    assert training == dropouts
+    assert dropouts <= training
+    attention = {name for name, module in model.backbone.named_modules() if isinstance(module, LoraLayer)}
+    assert all("lora_" in name or name in attention for name in training), "nothing of the pre-trained network"
     assert any(isinstance(m, nn.Dropout) and m.p == 0.2 for n, m in model.backbone.named_modules() if n in dropouts)
     assert all(module.training for module in model.heads.modules())
     model.eval()
@@ -94,3 +97,19 @@ def test_building_leaves_the_callers_random_numbers_alone(backbone_folder, data_
     torch.manual_seed(3)
     build_model(small_config(backbone_folder("bert"), data_dir), CPU)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checkpointing_keeps_less_and_drops_nothing_of_the_trunk(family, backbone_folder, data_dir):
+    kept: dict[bool, int] = {}
+    for on in (False, True):
+        config = small_config(backbone_folder(family), data_dir, method=LORA, gradient_checkpointing=on)
+        model = build_model(config, CPU).train()
+        ids_BT = torch.randint(3, 250, (2, 30), generator=torch.Generator().manual_seed(0))
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            model.encode(ids_BT, torch.ones_like(ids_BT))
+        kept[on] = sum(sizes)
+        trunk = [m for m in model.backbone.modules() if isinstance(m, nn.Dropout) and m.p != 0.2]
+        assert not any(module.training for module in trunk)
+    assert kept[True] < 0.5 * kept[False]

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from manyskills.api import load
+from manyskills.model.multitask import build_model
 from manyskills.training.balancing import build_balancing
+from manyskills.training.optimizer import Optimizer
 from manyskills.training.processes import Processes
 from manyskills.training.run import load_inputs, train
+from manyskills.training.run_folder import RunFolder
 from manyskills.training.step import accumulate_gradients
 from manyskills.training.vectors import BackboneVectors
 from tests.training.helpers import small_config
@@ -46,3 +49,68 @@ def test_a_run_on_the_gpu_answers_on_the_cpu(method, backbone_folder, data_dir, 
     on_gpu = load(run.path, device="cuda").predict_proba("defect_detection", rows)
     on_cpu = load(run.path, device="cpu").predict_proba("defect_detection", rows)
     assert on_gpu == pytest.approx(on_cpu, abs=0.05)
+
+
+def _codes(model):
+    return [p for p in model.parameters() if getattr(p, "quant_state", None) is not None]
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_4_bit_backbone_computes_in_bf16_on_the_codes_of_the_cpu(family, backbone_folder, data_dir):
+    pytest.importorskip("bitsandbytes")
+    config = small_config(backbone_folder(family), data_dir, method="qlora")
+    on_gpu, on_cpu = (build_model(config, torch.device(place)) for place in ("cuda", "cpu"))
+    assert {p.device.type for p in on_gpu.parameters()} == {"cuda"}
+    assert on_gpu.autocast_dtype == torch.bfloat16
+    frozen = {p.dtype for p in on_gpu.backbone.parameters() if not p.requires_grad}
+    assert frozen == {torch.bfloat16, torch.uint8}
+    assert {p.dtype for _, p in on_gpu.shared_parameters()} == {torch.float32}
+    for a, b in zip(_codes(on_gpu), _codes(on_cpu), strict=True):
+        assert (a.cpu() == b).float().mean() > 0.999  # kernels may round a tie apart
+        assert a.quant_state.dtype == torch.bfloat16
+    ids_BT = torch.randint(4, 250, (3, 11), generator=torch.Generator().manual_seed(0))
+    found = [
+        model.eval().encode(ids_BT.to(model.device), torch.ones_like(ids_BT).to(model.device)).cpu()
+        for model in (on_gpu, on_cpu)
+    ]
+    torch.testing.assert_close(found[0], found[1], rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"])
+def test_qlora_learns_on_the_gpu_and_answers_on_the_cpu(optim, backbone_folder, data_dir, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    method = {"name": "qlora", "r": 4}
+    config = small_config(backbone_folder("llama"), data_dir, tmp_path / "run", method=method, optim=optim, max_steps=8)
+    run = train(config)
+    losses = [sum(r["loss"].values()) for r in RunFolder(run.path).read_metrics() if r["kind"] == "train"]
+    assert losses[-1] < losses[0]
+    rows = [{"code": f"int f{n}(int *p) {{ return *p; }}"} for n in range(4)]
+    on_gpu = load(run.path, device="cuda").predict_proba("defect_detection", rows)
+    on_cpu = load(run.path, device="cpu").predict_proba("defect_detection", rows)
+    assert on_gpu == pytest.approx(on_cpu, abs=0.05)
+
+
+@pytest.mark.parametrize("optim", ["adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"])
+def test_a_paged_state_survives_the_disk_and_stays_paged(optim, backbone_folder, data_dir, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    method = {"name": "lora", "r": 4096}  # bitsandbytes pages moments of 100,000 values and more
+    config = small_config(backbone_folder("llama"), data_dir, method=method, optim=optim)
+    device, found = torch.device("cuda"), []
+    for saved in (False, True):
+        model = build_model(config, device)
+        optimizer = Optimizer(model, config, 10)
+        for step in range(4):
+            if saved and step == 2:
+                optimizer.save(tmp_path / "optimizer.safetensors")
+                optimizer = Optimizer(model, config, 10)
+                optimizer.load(tmp_path / "optimizer.safetensors")
+            for number, p in enumerate(p for p in model.parameters() if p.requires_grad):
+                generator = torch.Generator(device).manual_seed(100 * step + number)
+                p.grad = torch.randn(p.shape, generator=generator, device=device)
+            optimizer.update(step)
+        large = [p for _, p in model.shared_parameters() if p.numel() >= 100_000]
+        states = [optimizer.adamw.state[p]["state1"] for p in large]
+        assert states and all(getattr(s, "is_paged", False) == optim.startswith("paged") for s in states)
+        found.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)

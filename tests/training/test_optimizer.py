@@ -6,10 +6,13 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from manyskills.errors import UserError
-from manyskills.training.optimizer import Optimizer, learning_rate_factor
-from tests.training.helpers import gradients, small_config, warmed_up
+from manyskills.model.multitask import build_model
+from manyskills.training.optimizer import Optimizer, learning_rate_factor, require_optimizer, training_bytes
+from manyskills.training.run import train
+from tests.training.helpers import CPU, gradients, small_config, warmed_up
 
 
 def _factors(total, **changes):
@@ -121,3 +124,134 @@ def test_clips_the_module_and_the_heads_apart(trained):
     optimizer.update(0)
     assert norms == pytest.approx([1.0], rel=1e-3)
     assert all(p.grad is None for p in model.parameters())
+
+
+class _Module(nn.Module):
+    """What an optimiser sees of a model: one parameter large enough for moments in 8 bits, and small ones."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.shared = nn.Parameter(torch.randn(80, 70, generator=generator))
+        self.head = nn.Linear(3, 2)
+
+    def shared_parameters(self):
+        return iter([("weight", self.shared)])
+
+    def head_parameters(self):
+        return self.head.named_parameters()
+
+    def undecayed(self, name, parameter):
+        return False
+
+    def pretend(self, step):
+        for number, p in enumerate(self.parameters()):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * step + number))
+
+
+def _updated(optim, steps):
+    config = small_config("unused", "unused", optim=optim, warmup_ratio=0.0)
+    model = _Module()
+    for p in model.head.parameters():
+        nn.init.ones_(p)
+    optimizer = Optimizer(model, config, 10)
+    for step in steps:
+        model.pretend(step)
+        optimizer.update(step)
+    return model, optimizer
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"])
+def test_every_kind_of_state_survives_the_disk(optim, tmp_path):
+    if optim != "adamw_torch":
+        pytest.importorskip("bitsandbytes")
+    model, optimizer = _updated(optim, range(3))
+    optimizer.save(tmp_path / "optimizer.safetensors")
+    other, again = _updated(optim, [])
+    other.load_state_dict(model.state_dict())
+    again.load(tmp_path / "optimizer.safetensors")
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        state, restored = optimizer.adamw.state[p], again.adamw.state[q]
+        assert state.keys() == restored.keys()
+        for key, value in state.items():
+            assert type(value) is type(restored[key])
+            same = torch.equal(value, restored[key]) if isinstance(value, torch.Tensor) else value == restored[key]
+            assert same, key
+            assert not isinstance(value, torch.Tensor) or value.dtype == restored[key].dtype
+    for step in range(3, 5):
+        for module, adamw in ((model, optimizer), (other, again)):
+            module.pretend(step)
+            adamw.update(step)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("optim", ["adamw_bnb_8bit", "paged_adamw_8bit"])
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+def test_8_bit_moments_update_nearly_as_torch_does(optim):
+    pytest.importorskip("bitsandbytes")
+    model, optimizer = _updated(optim, range(4))
+    exact, _ = _updated("adamw_torch", range(4))
+    assert optimizer.adamw.state[model.shared]["state1"].dtype == torch.uint8
+    assert optimizer.adamw.state[model.head.weight]["state1"].dtype == torch.float32
+    torch.testing.assert_close(model.head.weight, exact.head.weight)
+    start, _ = _updated("adamw_torch", [])
+    moved = (exact.shared - start.shared).norm()
+    assert 0 < (model.shared - exact.shared).norm() < 0.1 * moved
+
+
+def test_the_state_of_another_optimizer_is_refused(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    _, optimizer = _updated("adamw_torch", range(1))
+    optimizer.save(tmp_path / "optimizer.safetensors")
+    with pytest.raises(UserError, match="was not written with optim=adamw_bnb_8bit"):
+        _updated("adamw_bnb_8bit", [])[1].load(tmp_path / "optimizer.safetensors")
+
+
+def test_a_broken_state_is_refused(tmp_path):
+    (tmp_path / "optimizer.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match="cannot be read"):
+        _updated("adamw_torch", [])[1].load(tmp_path / "optimizer.safetensors")
+
+
+@pytest.mark.parametrize("optim", ["adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"])
+def test_without_a_gpu_a_run_is_refused_before_anything_is_read(optim, tmp_path):
+    config = small_config("no/such-backbone", tmp_path / "no-data", tmp_path / "run", optim=optim)
+    with pytest.raises(UserError, match=rf"optim: {optim} needs a GPU(.|\n)*optim=adamw_torch"):
+        require_optimizer(config, CPU)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=f"optim: {optim} needs a GPU"):
+            train(config)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit"])
+def test_planned_bytes_are_those_of_the_state(optim):
+    if optim != "adamw_torch":
+        pytest.importorskip("bitsandbytes")
+    model, optimizer = _updated(optim, range(1))
+    keys = {"exp_avg", "exp_avg_sq", "state1", "state2", "absmax1", "absmax2"}
+    states = [optimizer.adamw.state[p] for p in model.parameters()]
+    held = sum(value.nbytes for state in states for key, value in state.items() if key in keys)
+    assert training_bytes(model.parameters(), optim) == held + sum(p.nbytes for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("method", "spared"),
+    [
+        ("lora", ()),
+        ("ia3", ("ia3_l",)),
+        ("mtl_lora", ("mtllora_diagonal", "mtllora_logits")),
+        ("full", ("bias", "LayerNorm")),
+        ("serial_adapter", ("bias",)),
+    ],
+)
+def test_decay_spares_what_is_not_meant_to_be_near_zero(method, spared, backbone_folder, data_dir):
+    config = small_config(backbone_folder("bert"), data_dir, method=method, weight_decay=0.5)
+    model = build_model(config, CPU)
+    groups = Optimizer(model, config, 10).adamw.param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    found = {name for name, p in model.shared_parameters() if id(p) not in decayed}
+    assert found == {name for name, _ in model.shared_parameters() if any(part in name for part in spared)}

@@ -15,7 +15,7 @@ def test_plan_counts_what_trains(family, backbone_folder, data_dir):
     config = small_config(backbone_folder(family), data_dir)
     plan = make_plan(config)
     model, prepared = load_inputs(config, CPU)
-    assert plan.trainable_shared == sum(p.numel() for _, p in model.shared_parameters()) > 0
+    assert plan.method.trainable == sum(p.numel() for _, p in model.shared_parameters()) > 0
     assert plan.trainable_heads == sum(p.numel() for _, p in model.head_parameters())
     assert plan.steps == 6
     assert plan.tasks["defect_detection"].truncation == prepared.truncation["defect_detection"]
@@ -31,5 +31,5 @@ def test_planned_tokens_are_the_tokens_of_the_run(backbone_folder, data_dir, tmp
 
 def test_frozen_run_needs_no_activations(backbone_folder, data_dir):
     plan = make_plan(small_config(backbone_folder("bert"), data_dir, method="frozen"))
-    assert plan.trainable_shared == 0
+    assert plan.method.trainable == 0
     assert plan.memory["single_pass"].activations == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from manyskills.data.check import TaskDataReport
+    from manyskills.data.long_texts import Long
     from manyskills.data.rows import SplitRows
     from manyskills.tasks import SplitName, Task
 
@@ -27,12 +28,21 @@ Data = Annotated[str | None, typer.Option(help="The folder that holds one folder
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
-    """Where the data of each task is, and what the configuration says about reading it."""
+class Source:
+    """Where the data of a task is, and what the configuration says about reading it."""
 
-    tasks: dict[str, tuple[str, Mapping[str, str], int | None]]
-    backbone: str | None
+    place: str
+    columns: Mapping[str, str]
     max_length: int | None
+    long: Long
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The data of several tasks, and the backbone that will count its tokens."""
+
+    tasks: dict[str, Source]
+    backbone: str | None
 
 
 @app.command()
@@ -56,9 +66,9 @@ def check(
     backbone = backbone or sources.backbone
     lengths = token_lengths(backbone) if backbone else None
     reports, failures = [], []
-    for name, (source, columns, task_length) in sources.tasks.items():
-        limit = max_length or task_length or sources.max_length
-        report = _report(name, source, columns, lengths, limit if lengths else None, failures)
+    for name, source in sources.tasks.items():
+        limited = replace(source, max_length=(max_length or source.max_length) if lengths else None)
+        report = _report(name, limited, lengths, failures)
         reports += [report] if report else []
     if as_json:
         typer.echo(json.dumps([report.to_dict() for report in reports], indent=2, ensure_ascii=False))
@@ -94,8 +104,8 @@ def show(
         raise UserError(f"unknown split {split!r}", did_you_mean(split, SPLITS))
     if not task:
         raise UserError("data show wants --task", "`manyskills list tasks` names them")
-    source, columns, _ = _sources(config, overrides, data, task).tasks[task]
-    found = read_split(get_task(task), source, known[split], columns=columns, limit=rows, seed=seed)
+    source = _sources(config, overrides, data, task).tasks[task]
+    found = read_split(get_task(task), source.place, known[split], columns=source.columns, limit=rows, seed=seed)
     for row in found.rows:
         typer.echo(json.dumps(row, ensure_ascii=False) if as_json else _for_people(found.task, row))
     typer.echo(f"{len(found.rows)} of {found.total:,} rows of {found.source}", err=True)
@@ -108,13 +118,13 @@ def token_lengths(backbone: str) -> Callable[[list[str]], list[int]]:
         UserError: There is no such backbone.
     """
     from manyskills.config import BackboneConfig
-    from manyskills.data.tokens import tokenize
+    from manyskills.data.tokens import Entry, tokenize
     from manyskills.model.backbones import load_tokenizer
 
     tokenizer, template = load_tokenizer(BackboneConfig.model_validate({"name": backbone}))
 
     def count(texts: list[str]) -> list[int]:
-        store = tokenize([(text, 1 << 30) for text in texts], tokenizer, template, use_cache=False)
+        store = tokenize([Entry(text, 1 << 30) for text in texts], tokenizer, template, use_cache=False)
         return store.full_lengths_N.tolist()
 
     return count
@@ -148,7 +158,7 @@ def _sources(config: Path | None, overrides: list[str] | None, data: str | None,
     names = wanted or [name for name in all_tasks() if (folder / name).is_dir()]
     if not names:
         raise UserError(f"{folder} holds no folder of a task", f"it may hold {', '.join(all_tasks())}")
-    return Sources({name: (str(folder / name), {}, None) for name in names}, None, None)
+    return Sources({name: Source(str(folder / name), {}, None, "truncate") for name in names}, None)
 
 
 def _sources_of_config(path: Path, overrides: list[str], wanted: list[str] | None) -> Sources:
@@ -159,20 +169,18 @@ def _sources_of_config(path: Path, overrides: list[str], wanted: list[str] | Non
     for name in wanted or ():
         if name not in config.tasks:
             raise UserError(f"{path} has no task {name!r}", did_you_mean(name, config.tasks))
-    found: dict[str, tuple[str, Mapping[str, str], int | None]] = {
-        name: (task_source(config, name), options.columns, options.max_length)
+    found = {
+        name: Source(task_source(config, name), options.columns, options.max_length or config.max_length, options.long)
         for name, options in config.tasks.items()
         if wanted is None or name in wanted
     }
-    return Sources(found, config.backbone.name, config.max_length)
+    return Sources(found, config.backbone.name)
 
 
 def _report(
     name: str,
-    source: str,
-    columns: Mapping[str, str],
+    source: Source,
     lengths: Callable[[list[str]], list[int]] | None,
-    max_length: int | None,
     failures: list[UserError],
 ) -> TaskDataReport | None:
     """One task's report, or none if its data cannot be read; the reasons go to `failures`."""
@@ -184,18 +192,18 @@ def _report(
     splits: dict[SplitName, SplitRows] = {}
     before = len(failures)
     try:
-        available = available_splits(task, source)
+        available = available_splits(task, source.place)
     except UserError as error:
         failures.append(error)
         return None
     for split in available:
         try:
-            splits[split] = read_split(task, source, split, columns=columns)
+            splits[split] = read_split(task, source.place, split, columns=source.columns)
         except UserError as error:
             failures.append(error)
     if len(failures) > before:
         return None
-    return check_data(task, splits, lengths=lengths, max_length=max_length)
+    return check_data(task, splits, lengths=lengths, max_length=source.max_length, long=source.long)
 
 
 def _all_failures(failures: list[UserError]) -> UserError:

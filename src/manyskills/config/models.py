@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -20,13 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, values do not change after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+from manyskills.config.methods import FullConfig, LoraConfig, MethodConfig, last_layers
+from manyskills.config.section import Fraction, Section
 
 
 class BackboneConfig(Section):
@@ -42,34 +35,15 @@ class BackboneConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Of the frozen weights: auto is bfloat16 on a GPU that has it, float32 elsewhere."
     )
-
-
-class FrozenConfig(Section):
-    """Only the heads train; every vector is computed once."""
-
-    name: Literal["frozen"] = "frozen"
-
-
-class FullConfig(Section):
-    """Every weight trains."""
-
-    name: Literal["full"] = "full"
-
-
-class LoraConfig(Section):
-    """Low-rank updates of linear layers (Hu et al. 2022, arXiv 2106.09685), from the peft library."""
-
-    name: Literal["lora"] = "lora"
-    r: PositiveInt = Field(default=16, description="Rank.")
-    lora_alpha: PositiveInt = Field(default=32, description="Scale: the update is multiplied by lora_alpha / r.")
-    lora_dropout: Fraction = Field(default=0.05, description="Dropout on the input of the update.")
-    target: Literal["attention", "all-linear"] = Field(
-        default="attention", description="attention: query and value projections; all-linear: every linear layer."
+    quantize: Literal["nf4"] | None = Field(
+        default=None,
+        description="nf4: keep the frozen linear layers in 4-bit NormalFloat with double quantisation (qlora does).",
     )
-    target_modules: list[str] | None = Field(default=None, description="Module names instead of `target`.")
-
-
-MethodConfig = Annotated[FrozenConfig | FullConfig | LoraConfig, Field(discriminator="name")]
+    part: Literal["auto", "encoder", "whole"] = Field(
+        default="auto",
+        description="Of an encoder-decoder: encoder (auto) takes vectors from the encoder alone; whole feeds the text "
+        "to both and takes the decoder's last state.",
+    )
 
 
 class RoundRobinConfig(Section):
@@ -135,6 +109,14 @@ class TaskConfig(Section):
     columns: dict[str, str] = Field(default={}, description="Our column name -> the name in your files.")
     limit: Limit = Field(default=Limit(), description="Rows per split; a single number means all three.")
     max_length: PositiveInt | None = Field(default=None, description="Tokens per text; default: the run's max_length.")
+    long: Literal["truncate", "window", "error"] = Field(
+        default="truncate",
+        description="Texts over max_length: cut (truncate), read in overlapping pieces whose vectors are averaged "
+        "(window), or refused (error).",
+    )
+    window_overlap: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.25, description="Share of each piece that the next one repeats; for long=window."
+    )
     read: Literal["separate", "joint"] = Field(
         default="separate", description="Pairs: each text once (separate), or both in one sequence (joint, far slower)."
     )
@@ -193,6 +175,11 @@ class TrainConfig(Section):
     )
     learning_rate: PositiveFloat = Field(default=5e-4, description="Of the shared module.")
     head_learning_rate: PositiveFloat | None = Field(default=None, description="Of the heads; default: learning_rate.")
+    optim: Literal["adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = Field(
+        default="adamw_torch",
+        description="bnb: moments in 8 bits; paged: moments move to the CPU while a GPU's memory is full (both need a "
+        "GPU and bitsandbytes).",
+    )
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: Fraction = 0.06
     weight_decay: NonNegativeFloat = 0.01
@@ -207,6 +194,14 @@ class TrainConfig(Section):
     token_budget: PositiveInt = Field(default=8192, description="Padded tokens in one chunk; bounds memory.")
     step_memory: Literal["single_pass", "cached"] = Field(
         default="single_pass", description="cached: memory of one chunk whatever the batch, at one more forward pass."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Keep only each layer's input and compute the rest again: less memory, more time."
+    )
+    activation_cache: bool = Field(
+        default=True,
+        description="With method.layers=last K: compute the layers below once for each text and read them back from "
+        "disk in half precision.",
     )
     trunk_dropout: bool = Field(default=False, description="Keep the pre-trained network's own dropout while training.")
     sampling: SamplingConfig = RoundRobinConfig()
@@ -272,6 +267,14 @@ class TrainConfig(Section):
                 raise ValueError(f"balancing.weights: {wrong}")
             if not any(self.balancing.weights.values()):
                 raise ValueError("balancing.weights: all weights are 0")
+        return self
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> TrainConfig:
+        if isinstance(self.method, FullConfig) and self.backbone.quantize:
+            raise ValueError("backbone.quantize: method full trains every weight, and 4-bit weights cannot train")
+        if last_layers(self.method) and self.activation_cache and self.trunk_dropout:
+            raise ValueError("trunk_dropout: the cached layers below have no dropout; set activation_cache=false")
         return self
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from manyskills.data.check_texts import Lengths, TextKeys, answer_inside, measure
+from manyskills.data.long_texts import Long
 from manyskills.data.rows import Row, SplitRows
 from manyskills.tasks.base import SPLITS, Kind, SplitName, Task
 
@@ -72,11 +73,12 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True)
 class TaskDataReport:
-    """What `check_data` found for one task."""
+    """What `check_data` found for one task; `long` is what will be done with texts over `max_length`."""
 
     task: str
     synthetic: str | None
     max_length: int | None
+    long: Long
     splits: dict[SplitName, SplitReport]
     overlaps: tuple[Overlap, ...]
     problems: tuple[Problem, ...] = field(default=())
@@ -97,6 +99,7 @@ def check_data(
     *,
     lengths: Callable[[list[str]], list[int]] | None = None,
     max_length: int | None = None,
+    long: Long = "truncate",
 ) -> TaskDataReport:
     """Check the splits of a task against each other and by themselves, in time linear in their size.
 
@@ -105,6 +108,7 @@ def check_data(
         splits: Those there are; a missing one is a problem.
         lengths: Counts the tokens of texts; none: only characters are counted.
         max_length: Tokens that the model will see.
+        long: What will be done with longer texts.
     """
     keys = TextKeys()
     keyed: dict[SplitName, list[RowKey]] = {
@@ -120,12 +124,16 @@ def check_data(
         measured = _lengths(task, keyed[split], keys, tokens, max_length)
         reports[split] = _split_report(task, data, repeats, measured)
         problems += _split_problems(task, split, data.rows, keyed[split], repeats, reports[split])
+        if long == "truncate":
+            problems += _truncation_problems(split, reports[split])
+        elif long == "error" and tokens and max_length:
+            problems += _long_text_problems(split, data.rows, keyed[split], tokens, max_length)
     problems += _label_shift(task, reports)
     overlaps = tuple(_overlaps(task, splits, keyed))
     problems += [_leak(task, overlap) for overlap in overlaps if not overlap.what.startswith("group")]
     synthetic = next((data.synthetic for data in splits.values() if data.synthetic), None)
     ordered = tuple(sorted(problems, key=lambda problem: problem.severity))
-    return TaskDataReport(task.name, synthetic, max_length, reports, overlaps, ordered)
+    return TaskDataReport(task.name, synthetic, max_length, long, reports, overlaps, ordered)
 
 
 def _row_key(task: Task, row: Row, keys: TextKeys) -> RowKey:
@@ -193,11 +201,23 @@ def _split_problems(
         yield from _balance_problems(split, report)
     if task.kind is Kind.EMBED:
         yield from _search_problems(task, split, rows, keyed)
+
+
+def _truncation_problems(split: SplitName, report: SplitReport) -> Iterator[Problem]:
     for name, length in report.lengths.items():
         if length.truncated is not None and length.truncated > MANY_TRUNCATED:
             yield Problem(
                 "warning", "truncation", f"{split}: {length.truncated:.0%} of {name} are longer than the limit"
             )
+
+
+def _long_text_problems(
+    split: SplitName, rows: list[Row], keyed: list[RowKey], tokens: list[int], max_length: int
+) -> Iterator[Problem]:
+    over = [row["id"] for row, key in zip(rows, keyed, strict=True) if any(tokens[text] > max_length for text in key)]
+    if over:
+        message = f"{split}: {_count(len(over), len(rows))} hold over {max_length} tokens, which long=error refuses"
+        yield Problem("error", "long texts", message, tuple(over[:EXAMPLES]))
 
 
 def _balance_problems(split: SplitName, report: SplitReport) -> Iterator[Problem]:

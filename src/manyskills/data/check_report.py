@@ -48,9 +48,17 @@ def _table(report: TaskDataReport) -> Table:
             tokens = _shown(lengths.tokens) if lengths.tokens else "-"
             about = _about(split, part) if index == 0 else [""] * 5
             table.add_row(*about, name, f"{lengths.texts:,}", _shown(lengths.characters), tokens, cut)
-    table.caption = "characters and tokens: 5 % / median / 95 % / longest, of distinct texts"
+    table.caption = f"characters and tokens: 5 % / median / 95 % / longest, of distinct texts{_fate(report)}"
     table.caption_justify = "left"
     return table
+
+
+def _fate(report: TaskDataReport) -> str:
+    """What becomes of texts over the limit."""
+    if report.max_length is None:
+        return ""
+    what = {"truncate": "lose their end", "window": "are read in windows", "error": "are refused"}[report.long]
+    return f"; those over {report.max_length} {what}"
 
 
 def _about(split: str, part: SplitReport) -> list[str]:

@@ -25,7 +25,10 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How long distinct texts are; `truncated` is the share over the limit, where tokens were counted."""
+    """How long distinct texts are; `truncated` is the share over the limit, where tokens were counted.
+
+    They lose their end only if that is what the task's `long` says.
+    """
 
     texts: int
     characters: Percentiles

@@ -1,6 +1,6 @@
 """From rows to token sequences and index views, for all tasks and splits of a run at once.
 
-Shape legend: N sequences of the store, E examples, K texts an example.
+Shape legend: E examples, K texts an example.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from manyskills.config import TaskConfig, TrainConfig
+from manyskills.data.long_texts import ReadingRule, Truncation, refused_texts
+from manyskills.data.problems import RowProblems
 from manyskills.data.reading import read_split
 from manyskills.data.rows import SplitRows
 from manyskills.data.text_set import Examples
@@ -24,38 +26,13 @@ SplitTable = dict[SplitName, dict[str, SplitRows]]
 
 
 @dataclass(frozen=True, slots=True)
-class Truncation:
-    """How much the length limit costs one task.
-
-    Attributes:
-        texts: Distinct texts.
-        cut: Those longer than the limit.
-        tokens: Tokens of all distinct texts before the cut.
-        lost: Tokens that were cut off.
-        max_length: The limit.
-    """
-
-    texts: int
-    cut: int
-    tokens: int
-    lost: int
-    max_length: int
-
-    def sentence(self) -> str:
-        """For people."""
-        share, lost = self.cut / max(self.texts, 1), self.lost / max(self.tokens, 1)
-        cut = f"{self.cut} of {self.texts} texts ({share:.1%}) are cut at {self.max_length} tokens"
-        return f"{cut}, losing {lost:.1%} of all tokens"
-
-
-@dataclass(frozen=True, slots=True)
 class Prepared:
     """All data of a run.
 
     Attributes:
         rows: The checked rows by split and task.
         examples: The same rows as indices and labels.
-        store: The token sequences they refer to.
+        store: The texts they refer to, as token sequences.
         truncation: By task, over all splits.
     """
 
@@ -65,7 +42,7 @@ class Prepared:
     truncation: dict[str, Truncation]
 
     def used_texts(self, split: SplitName) -> np.ndarray:
-        """Indices of the sequences that a split's tasks use, each once, ascending."""
+        """Indices of the texts that a split's tasks use, each once, ascending."""
         return np.unique(np.concatenate([part.texts_EK.ravel() for part in self.examples[split].values()]))
 
 
@@ -109,6 +86,7 @@ def prepare(
     tokenizer: Any,
     template: Template,
     max_positions: int | None = None,
+    routes: Mapping[str, int] | None = None,
 ) -> Prepared:
     """Intern every text, tokenise each distinct one once and express the examples as indices.
 
@@ -119,20 +97,38 @@ def prepare(
         tokenizer: A fast tokenizer.
         template: Its special tokens.
         max_positions: What the backbone can take at most.
+        routes: By task, which part of a routed module reads its texts; None: nothing is routed.
 
     Raises:
-        UserError: A length limit is beyond what the backbone can read.
+        UserError: A length limit is beyond what the backbone can read, choices exclude each other, or texts are longer
+            than their task allows.
     """
     table = TextTable()
-    limits = {name: length_limit(name, config, max_length, max_positions) for name, config in tasks.items()}
+    rules = {
+        name: ReadingRule.of(name, config, max_length, max_positions, (routes or {}).get(name, 0))
+        for name, config in tasks.items()
+    }
     # texts that are alike up to the limit stay two texts: merged, a search would have fewer candidates than it has
     examples: dict[SplitName, dict[str, Examples]] = {
-        split: {name: _index(part, tasks[name], limits[name], table) for name, part in by_task.items()}
+        split: {name: _index(part, rules[name], table) for name, part in by_task.items()}
         for split, by_task in rows.items()
     }
     store = tokenize(table.entries, tokenizer, template)
-    truncation = {name: _truncation(store, _used(examples, name), limits[name]) for name in tasks}
-    return Prepared(rows, examples, store, truncation)
+    truncation = {name: Truncation.count(store, _used(examples, name), rule) for name, rule in rules.items()}
+    prepared = Prepared(rows, examples, store, truncation)
+    _refuse_long_texts(prepared, rules)
+    return prepared
+
+
+def _refuse_long_texts(prepared: Prepared, rules: Mapping[str, ReadingRule]) -> None:
+    """All texts that are longer than their task allows, in all splits."""
+    problems = RowProblems()
+    for split, by_task in prepared.rows.items():
+        for name, part in by_task.items():
+            for row, message in refused_texts(prepared.store, prepared.examples[split][name], rules[name]):
+                problems.add(f"{name}, {split}, {part.rows[row]['id']}", message)
+    strict = ", ".join(f"tasks.{name}.long" for name, rule in rules.items() if rule.long == "error")
+    problems.raise_if_any(f"raise max_length, shorten or take out these rows, or set {strict} to truncate or window")
 
 
 def refuse_useless_options(config: TrainConfig) -> None:
@@ -150,6 +146,8 @@ def refuse_useless_options(config: TrainConfig) -> None:
             for key, (kinds, why) in _ONLY_FOR.items()
             if key in given and kind not in kinds
         ]
+        if "window_overlap" in given and task.long != "window":
+            wrong.append(f"tasks.{name}.window_overlap: only windows overlap, and long is {task.long}")
         if kind is Kind.PAIR and task.positive_share and task.read == "separate":
             wrong.append(f"tasks.{name}.positive_share: pairs are drawn on the pair graph; use positive_weight")
     if wrong:
@@ -180,45 +178,21 @@ def refuse_one_label(examples: Mapping[str, Examples]) -> None:
             )
 
 
-def length_limit(name: str, config: TaskConfig, max_length: int, max_positions: int | None) -> int:
-    """Tokens that a text of this task may have.
-
-    Raises:
-        UserError: More than the backbone has positions for.
-    """
-    limit = config.max_length or max_length
-    if max_positions is not None and limit > max_positions:
-        key = f"tasks.{name}.max_length" if config.max_length else "max_length"
-        wanted = f"{key}: {limit} tokens wanted, the backbone reads {max_positions} at most"
-        raise UserError(wanted, f"set {key}={max_positions} or less")
-    return limit
-
-
-def _index(part: SplitRows, config: TaskConfig, limit: int, table: TextTable) -> Examples:
+def _index(part: SplitRows, rule: ReadingRule, table: TextTable) -> Examples:
     texts: list[list[int]] = []
     labels: list[float] = []
-    if config.read == "joint" and part.task.kind is Kind.EMBED:
-        wanted = f"tasks.{part.task.name}.read: a search compares texts that were read apart, joint cannot be"
-        raise UserError(wanted, f"leave tasks.{part.task.name}.read out")
-    joint = config.read == "joint" and part.task.kind is Kind.PAIR
-    for example in part.examples(joint=joint):
-        texts.append([table.add(text, limit) for text in example.texts])
+    for example in part.examples(joint=rule.joint):
+        texts.append([rule.add(text, table) for text in example.texts])
         if example.label is not None:
             labels.append(float(example.label))
-    width = 1 if joint else len(part.task.inputs)
+    width = 1 if rule.joint else len(part.task.inputs)
     texts_EK = np.asarray(texts, dtype=np.int64).reshape(-1, width)
     return Examples(part.task, texts_EK, np.asarray(labels, dtype=np.float32) if labels else None)
 
 
 def _used(examples: Mapping[SplitName, Mapping[str, Examples]], name: str) -> np.ndarray:
-    """Every sequence that a task uses in any split, once."""
+    """Every text that a task uses in any split, once."""
     return np.unique(np.concatenate([by_task[name].texts_EK.ravel() for by_task in examples.values()]))
-
-
-def _truncation(store: TokenStore, used: np.ndarray, limit: int) -> Truncation:
-    full_N = store.full_lengths_N[used].astype(np.int64)
-    lost_N = full_N - store.lengths_N[used]
-    return Truncation(len(used), int((lost_N > 0).sum()), int(full_N.sum()), int(lost_N.sum()), limit)
 
 
 def positive_rates(examples: Mapping[str, Examples]) -> dict[str, float]:

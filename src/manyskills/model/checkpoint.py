@@ -26,6 +26,12 @@ from manyskills.model.multitask import MultiTaskModel, build_model
 
 HEADS_FILE, TASKS_FILE = "heads.safetensors", "tasks.json"
 ADAPTER_FILE, FULL_FILE = "adapter_model.safetensors", "model.safetensors"
+GRAPH_FACTS_FILE = "onnx.json"
+"""Marks a folder whose network is an ONNX graph, not weights for torch."""
+
+OWN_FOLDER = "."
+"""As the backbone's name: the folder that tasks.json is in, if there is a config.json beside it."""
+
 FORMAT = 1
 
 
@@ -57,19 +63,24 @@ def save_model(
 ) -> None:
     """Write the shared module, the heads and the tasks into an existing, empty folder."""
     shared = shared_state(model)
-    if config.method.name == "lora":
+    if model.has_adapter:
         model.backbone.peft_config[ADAPTER_NAME].save_pretrained(str(folder))  # pyright: ignore
         save_file(shared, folder / ADAPTER_FILE, metadata={"format": "pt"})
     elif shared:
         save_file(shared, folder / FULL_FILE, metadata={"format": "pt"})
-    save_file(_contiguous(model.heads.state_dict()), folder / HEADS_FILE, metadata={"format": "pt"})
+    save_heads(model.heads, SavedTasks(config, dict(thresholds or {}), dict(synthetic or {}), step), folder)
+
+
+def save_heads(heads: nn.Module, saved: SavedTasks, folder: Path) -> None:
+    """Write heads and tasks: what a folder holds besides the shared module."""
+    save_file(_contiguous(heads.state_dict()), folder / HEADS_FILE, metadata={"format": "pt"})
     content = {
         "format": FORMAT,
         "manyskills": __version__,
-        "config": config.model_dump(mode="json"),
-        "thresholds": dict(thresholds or {}),
-        "synthetic": dict(synthetic or {}),
-        "step": step,
+        "config": saved.config.model_dump(mode="json"),
+        "thresholds": saved.thresholds,
+        "synthetic": saved.synthetic,
+        "step": saved.step,
     }
     (folder / TASKS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -86,13 +97,20 @@ def read_tasks_file(folder: Path) -> SavedTasks:
         if content["format"] > FORMAT:
             newer = f"{path} was written by manyskills {content['manyskills']}, this is {__version__}"
             raise UserError(newer, "upgrade manyskills")
-        config = TrainConfig.model_validate(content["config"])
+        config = _with_own_backbone(TrainConfig.model_validate(content["config"]), folder)
         return SavedTasks(config, content["thresholds"], content["synthetic"], content["step"])
     except FileNotFoundError as error:
         wanted = f"{folder} holds no trained module: {TASKS_FILE} is missing"
         raise UserError(wanted, "give a run folder, or its best/ folder") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not what manyskills writes: {error}", "restore the file or train again") from error
+
+
+def _with_own_backbone(config: TrainConfig, folder: Path) -> TrainConfig:
+    """An exported folder is its own backbone, wherever it has been moved to."""
+    if config.backbone.name != OWN_FOLDER or not (folder / "config.json").is_file():
+        return config
+    return config.model_copy(update={"backbone": config.backbone.model_copy(update={"name": str(folder)})})
 
 
 def saved_step(folder: Path) -> int | None:
@@ -106,6 +124,9 @@ def load_model(folder: Path, device: torch.device, saved: SavedTasks | None = No
     Raises:
         UserError: A file is missing or broken, the backbone cannot be loaded, or weights are missing or unexpected.
     """
+    if (folder / GRAPH_FACTS_FILE).is_file():
+        what = f"{folder} holds an ONNX graph, and no weights for torch"
+        raise UserError(what, "load the run, or what `manyskills export --format merged` made of it")
     saved = saved or read_tasks_file(folder)
     model = build_model(saved.config, device)
     load_weights(model, folder)
@@ -119,7 +140,7 @@ def load_weights(model: MultiTaskModel, folder: Path) -> None:
         UserError: As `load_model`.
     """
     if model.trains_backbone:
-        name = ADAPTER_FILE if model.method.name == "lora" else FULL_FILE
+        name = ADAPTER_FILE if model.has_adapter else FULL_FILE
         _load_exactly(model.backbone, _read(folder / name), set(shared_state(model)), folder / name, model)
     heads = _read(folder / HEADS_FILE)
     expected = set(model.heads.state_dict())
@@ -130,7 +151,7 @@ def load_weights(model: MultiTaskModel, folder: Path) -> None:
 
 def shared_state(model: MultiTaskModel) -> dict[str, torch.Tensor]:
     """The trainable weights of the shared module under the names they are saved by; peft's own for adapters."""
-    if model.method.name == "lora":
+    if model.has_adapter:
         from peft import get_peft_model_state_dict
 
         return _contiguous(get_peft_model_state_dict(model.backbone, save_embedding_layers=False))  # pyright: ignore
@@ -142,7 +163,7 @@ def _load_exactly(
 ) -> None:
     _refuse_difference(expected, set(state), path)
     with _explained(path):
-        if model.method.name == "lora":
+        if model.has_adapter:
             from peft import set_peft_model_state_dict
 
             set_peft_model_state_dict(backbone, state, adapter_name=ADAPTER_NAME)

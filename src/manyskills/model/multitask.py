@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
-from manyskills.config import BackboneConfig, MethodConfig, TaskConfig, TrainConfig
+from manyskills.config import BackboneConfig, FullConfig, MethodConfig, QloraConfig, TaskConfig, TrainConfig
 from manyskills.model.backbones import Architecture, Backbone, load_backbone
 from manyskills.model.heads import BinaryHead, Head, build_head
-from manyskills.model.methods import adapt
+from manyskills.model.methods import METHODS, adapt, train_own_dropout
 from manyskills.model.pooling import pool
+from manyskills.model.quantization import parameter_count
 from manyskills.tasks import get_task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class MultiTaskModel(nn.Module):
@@ -28,6 +33,9 @@ class MultiTaskModel(nn.Module):
         tasks: The tasks and their choices; each gets a head.
     """
 
+    backbone_parameters: int
+    """Of the backbone as it was published."""
+
     def __init__(self, backbone: Backbone, method: MethodConfig, tasks: Mapping[str, TaskConfig]) -> None:
         super().__init__()
         self.tokenizer, self.template = backbone.tokenizer, backbone.template
@@ -35,7 +43,8 @@ class MultiTaskModel(nn.Module):
         self.method, self.task_configs = method, dict(tasks)
         self.trunk_dropout = False
         self.autocast_dtype: torch.dtype | None = None
-        self.backbone = adapt(backbone, method)
+        self.backbone_parameters = parameter_count(backbone.model)
+        self.backbone = adapt(backbone, method, list(tasks))
         size = self.architecture.hidden_size
         self.heads = nn.ModuleDict({name: build_head(get_task(name), size, task) for name, task in tasks.items()})
 
@@ -45,11 +54,43 @@ class MultiTaskModel(nn.Module):
         assert isinstance(head, Head)
         return head
 
-    def encode(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-        """Vectors of right-padded sequences, float32, shape (B, D)."""
-        with self._autocast():
-            output = self.backbone(input_ids=ids_BT, attention_mask=mask_BT)
-        return pool(output.last_hidden_state, mask_BT, self.architecture.pooling)
+    def encode(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, routes_B: torch.Tensor | None = None) -> torch.Tensor:
+        """Vectors of right-padded sequences, float32, shape (B, D).
+
+        Args:
+            ids_BT: Token ids.
+            mask_BT: 1 for tokens.
+            routes_B: Which task reads each sequence (`routes`); only a routed method looks at it.
+        """
+        with self.routed(routes_B), self._autocast():
+            states_BTH = self.states(ids_BT, mask_BT)
+        return pool(states_BTH, mask_BT, self.architecture.pooling)
+
+    def routed(self, routes_B: torch.Tensor | None) -> AbstractContextManager[None]:
+        """Within it, these tasks' parts of the shared module read the sequences; nothing if the method is not routed.
+
+        Whatever runs a layer again (gradient checkpointing in a backward pass) must be within it too.
+        """
+        if routes_B is None or not METHODS[self.method.name].routed:
+            return nullcontext()
+        return self.backbone.base_model.routed(routes_B)  # pyright: ignore
+
+    def states(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None) -> torch.Tensor:
+        """Last hidden states of right-padded sequences, shape (B, T, H); None stands for a mask of ones."""
+        inputs = self._decoder_inputs(ids_BT, mask_BT)
+        return self.backbone(input_ids=ids_BT, attention_mask=mask_BT, **inputs).last_hidden_state
+
+    def _decoder_inputs(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None) -> dict[str, torch.Tensor | None]:
+        """An encoder-decoder reads the text twice, the decoder behind its start token (Wang et al. 2021, CodeT5, arXiv
+        2109.00859, section 3.3): its last state has then seen the text through both."""
+        if self.architecture.family != "encoder_decoder":
+            return {}
+        start_B1 = ids_BT.new_full((len(ids_BT), 1), self.architecture.start_id)
+        return {"decoder_input_ids": torch.cat([start_B1, ids_BT[:, :-1]], 1), "decoder_attention_mask": mask_BT}
+
+    def undecayed(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether weight decay would do harm: it pulls to zero what is meant to stay near one, and biases."""
+        return parameter.ndim <= 1 or any(part in name for part in METHODS[self.method.name].undecayed)
 
     def shared_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The trainable parameters that all tasks share."""
@@ -58,6 +99,17 @@ class MultiTaskModel(nn.Module):
     def head_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters of the heads."""
         return self.heads.named_parameters()
+
+    @property
+    def routes(self) -> dict[str, int]:
+        """By task, which part of the shared module reads its texts; all 0 unless the method is routed."""
+        routed = METHODS[self.method.name].routed
+        return {name: number if routed else 0 for number, name in enumerate(self.task_configs)}
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the shared module is a peft adapter."""
+        return METHODS[self.method.name].trains == "adapter"
 
     @property
     def trains_backbone(self) -> bool:
@@ -73,15 +125,38 @@ class MultiTaskModel(nn.Module):
         """Training mode for heads and for the method's own dropout; for the pre-trained network only on request.
 
         Dropout inside a frozen network costs speed (it leaves the fast attention kernels) and regularises nothing
-        that could overfit.
+        that could overfit. A layer whose activations are not kept is in training mode itself, because transformers
+        looks there; its dropout modules are not.
         """
         super().train(mode)
         if mode and not self.trunk_dropout:
             self.backbone.eval()
-            for name, module in self.backbone.named_modules():
-                if "lora_dropout" in name:
-                    module.train()
+            train_own_dropout(self.backbone)
+            for layer in self._checkpointed_layers():
+                layer.training = True
         return self
+
+    def checkpoint_gradients(self) -> None:
+        """Keep only the input of each layer for the backward pass and compute the rest again there.
+
+        Not reentrant: that way gradients reach adapters although the embeddings need none (Chen et al. 2016, arXiv
+        1604.06174).
+        """
+        network = self.network
+        enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
+    @property
+    def network(self) -> PreTrainedModel:
+        """The backbone itself, without what peft wraps around it."""
+        network = self.backbone.get_base_model() if self.has_adapter else self.backbone  # pyright: ignore
+        return cast("PreTrainedModel", network)
+
+    def _checkpointed_layers(self) -> Iterator[nn.Module]:
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        layers = (layer for layer in self.backbone.modules() if isinstance(layer, GradientCheckpointingLayer))
+        return (layer for layer in layers if layer.gradient_checkpointing)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.autocast_dtype is None:
@@ -101,8 +176,10 @@ def build_model(config: TrainConfig, device: torch.device) -> MultiTaskModel:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = MultiTaskModel(load_backbone(_stored_as(config), device=device), config.method, config.tasks)
+        model = MultiTaskModel(load_backbone(stored_as(config), device=device), config.method, config.tasks)
     model.trunk_dropout = config.trunk_dropout
+    if config.gradient_checkpointing:
+        model.checkpoint_gradients()
     bf16 = (
         device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         if config.bf16 == "auto"
@@ -112,10 +189,16 @@ def build_model(config: TrainConfig, device: torch.device) -> MultiTaskModel:
     return model.to(device)
 
 
-def _stored_as(config: TrainConfig) -> BackboneConfig:
-    """Weights that train are kept in float32: read in half precision they would start from rounded values."""
-    if config.method.name == "full" and config.backbone.dtype == "auto":
+def stored_as(config: TrainConfig) -> BackboneConfig:
+    """The backbone as a method wants it.
+
+    Weights that train are kept in float32: read in half precision they would start from rounded values. QLoRA's are
+    kept in 4 bits.
+    """
+    if isinstance(config.method, FullConfig) and config.backbone.dtype == "auto":
         return config.backbone.model_copy(update={"dtype": "float32"})
+    if isinstance(config.method, QloraConfig):
+        return config.backbone.model_copy(update={"quantize": "nf4"})
     return config.backbone
 
 

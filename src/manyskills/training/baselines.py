@@ -156,7 +156,8 @@ def _content(prepared: Prepared, indices_S: np.ndarray) -> str:
     """A hash of the token sequences."""
     digest = hashlib.sha256(indices_S.tobytes())
     digest.update(np.ascontiguousarray(prepared.store.ids_T).tobytes())
-    digest.update(prepared.store.starts_N.tobytes())
+    digest.update(prepared.store.starts_S.tobytes())
+    digest.update(prepared.store.sequences_N.tobytes())
     return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ from manyskills.config import TrainConfig
 from manyskills.evaluation.table import render_markdown
 from manyskills.files import write_atomically
 from manyskills.model.backbones import hub_id
+from manyskills.model.methods import METHODS
 from manyskills.training.run_folder import RunFolder
 
 
@@ -26,11 +27,16 @@ def write_card(folder: RunFolder, config: TrainConfig, results: Mapping[str, Any
 def card_values(folder: RunFolder, config: TrainConfig, results: Mapping[str, Any]) -> dict[str, Any]:
     """What the template shows."""
     tasks, training = results["tasks"], results["training"]
+    method = METHODS[config.method.name]
     return {
         "name": folder.path.resolve().name,
         "path": folder.path.name,
         "base_model": hub_id(config.backbone.name),
         "method": config.method.name,
+        "where": method.where(config.method),
+        "sharing": method.shared(config.method),
+        "adapter": method.trains == "adapter",
+        "plug_in": method.plug_in,
         "tasks": list(tasks),
         "metrics": sorted({entry["primary_metric"] for entry in tasks.values()}),
         "index": [row for name, entry in tasks.items() if (row := _index_row(name, entry))["value"] is not None],
@@ -53,5 +59,7 @@ def _index_row(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _data_row(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    cut = entry["truncation"]
-    return {"task": name, **entry["rows"], "cut": cut["cut"], "texts": cut["texts"], "limit": cut["max_length"]}
+    found = entry["truncation"]
+    over, fate = (found["windowed"], "in windows") if found["long"] == "window" else (found["cut"], "cut")
+    long = f"{over} of {found['texts']} {fate} (limit {found['max_length']})"
+    return {"task": name, **entry["rows"], "long": long}

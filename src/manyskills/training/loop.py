@@ -20,7 +20,7 @@ from manyskills.evaluation.outputs import Outputs, choose_thresholds, plain_metr
 from manyskills.evaluation.scores import defined
 from manyskills.files import recover_folder, replace_folder_atomically
 from manyskills.model.checkpoint import load_weights, save_model, saved_step
-from manyskills.model.encoding import encode_texts
+from manyskills.model.encoding import ChunkEncoder, encode_texts
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.tasks import get_task
 from manyskills.training.balancing import build_balancing, collapsed
@@ -50,6 +50,7 @@ class Trainer:
         tracker: Gets what metrics.jsonl gets.
         announce: Gets sentences for people.
         start: Vectors of the validation texts at step 0, where they are known already.
+        encoder: How a chunk of the validation texts is encoded; default: by the whole backbone.
     """
 
     def __init__(
@@ -63,10 +64,12 @@ class Trainer:
         tracker: Tracker,
         announce: Announce,
         start: PrecomputedVectors | None = None,
+        encoder: ChunkEncoder | None = None,
     ) -> None:
         self.config, self.model, self.prepared, self.source = config, model, prepared, source
         self.folder, self.processes, self.tracker, self.announce = folder, processes, tracker, announce
         self.start = source if isinstance(source, PrecomputedVectors) else start
+        self.encoder = encoder
         train = prepared.examples["train"]
         self.schedule = Schedule.of(config, sum(len(part) for part in train.values()))
         self.sampler = Sampler(train, config.sampling, config.batch_size, config.seed, positive_shares(config))
@@ -184,12 +187,13 @@ class Trainer:
         """Answers on the validation split, from the vectors of the current weights."""
         indices_N = self.prepared.used_texts("valid")
         unchanged = self.progress.step == 0 or not self.model.trains_backbone
-        if self.start is not None and unchanged:
+        if self.start is not None and unchanged and self.encoder is None:  # all of a run's validations measure alike
             vectors_ND = self.start.forward(indices_N, 0).cpu()
         else:
             vectors_ND = encode_texts(
-                self.model, self.prepared.store, indices_N, self.config.token_budget, share=self.processes.share
-            )
+                self.model, self.prepared.store, indices_N, self.config.token_budget,
+                share=self.processes.share, encoder=self.encoder,
+            )  # fmt: skip
             vectors_ND = self.processes.sum(vectors_ND)
         return task_outputs(self.model, self.prepared.examples["valid"], vectors_ND)
 

@@ -1,20 +1,36 @@
-"""AdamW over the shared module and the heads, its schedule, and its state as safetensors."""
+"""AdamW over the shared module and the heads, its schedule, and its state as safetensors.
+
+`optim` says which AdamW: torch's, or one of bitsandbytes with moments in 8 bits (Dettmers et al. 2022, arXiv
+2110.02861) or in memory that moves to the CPU while the GPU's is full (Dettmers et al. 2023, arXiv 2305.14314,
+section 3).
+"""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from manyskills.config import TrainConfig
-from manyskills.errors import UserError
+from manyskills.errors import UserError, require_extra
 from manyskills.model.multitask import MultiTaskModel
 
-_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
+_BITSANDBYTES = {
+    "adamw_bnb_8bit": {"optim_bits": 8, "is_paged": False},
+    "paged_adamw_32bit": {"optim_bits": 32, "is_paged": True},
+    "paged_adamw_8bit": {"optim_bits": 8, "is_paged": True},
+}
+_SMALL, _BLOCK = 4096, 256
+"""bitsandbytes keeps the moments of smaller parameters in float32; values of a moment that share a float32 scale."""
+
+_SCALARS = "scalars"
 
 
 class Optimizer:
@@ -33,14 +49,17 @@ class Optimizer:
         self.config, self.total_steps = config, total_steps
         self._shared, self._heads = dict(model.shared_parameters()), dict(model.head_parameters())
         heads_rate = config.head_learning_rate or config.learning_rate
+        undecayed = [p for name, p in self._shared.items() if model.undecayed(name, p)]
+        spared = {id(p) for p in undecayed}
+        rate = config.learning_rate
         groups = [
-            {"params": list(self._shared.values()), "base_lr": config.learning_rate},
-            {"params": [p for n, p in self._heads.items() if p.ndim > 1], "base_lr": heads_rate},
+            {"params": [p for p in self._shared.values() if id(p) not in spared], "base_lr": rate},
+            {"params": undecayed, "base_lr": rate, "weight_decay": 0.0},
+            {"params": [p for p in self._heads.values() if p.ndim > 1], "base_lr": heads_rate},
             # biases, scales and temperatures are not pulled to zero
-            {"params": [p for n, p in self._heads.items() if p.ndim <= 1], "base_lr": heads_rate, "weight_decay": 0.0},
+            {"params": [p for p in self._heads.values() if p.ndim <= 1], "base_lr": heads_rate, "weight_decay": 0.0},
         ]
-        groups = [group for group in groups if group["params"]]
-        self.adamw = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.adamw = _build([group for group in groups if group["params"]], config)
 
     def update(self, step: int) -> float:
         """Clip, update with the learning rate of this step (counted from 0) and clear the gradients.
@@ -59,41 +78,115 @@ class Optimizer:
         return self.config.learning_rate * factor
 
     def save(self, path: Path) -> None:
-        """Write both moments and the step count of every parameter that has been updated."""
-        state = {
-            f"{name}|{key}": self.adamw.state[p][key].detach().cpu().clone()
-            for name, p in self._named()
-            if p in self.adamw.state
-            for key in _STATE_KEYS
-        }
-        save_file(state, path)
+        """Write all that is kept of every parameter that has been updated: moments, their scales, the step count."""
+        tensors: dict[str, torch.Tensor] = {}
+        scalars: dict[str, int | float] = {}
+        for name, p in self._named():
+            for key, value in self.adamw.state[p].items() if p in self.adamw.state else ():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"{name}|{key}"] = value.detach().cpu().clone()
+                else:
+                    scalars[f"{name}|{key}"] = value
+        save_file(tensors, path, metadata={_SCALARS: json.dumps(scalars)})
 
     def load(self, path: Path) -> None:
         """The inverse of `save`.
 
         Raises:
-            UserError: The file belongs to another model.
+            UserError: The file is broken, or belongs to another model or another optimiser.
         """
-        named = dict(self._named())
-        try:
-            state = load_file(path)
-        except (OSError, SafetensorError) as error:
-            hint = "restore the file from a copy, or start anew with --overwrite"
-            raise UserError(f"{path} cannot be read: {error}", hint) from error
-        for key, tensor in state.items():
-            name, _, kind = key.rpartition("|")
+        named, by_name = dict(self._named()), _read(path)
+        hint = "resume with the configuration that the run was started with"
+        for name, saved in by_name.items():
             if name not in named:
-                hint = "resume with the configuration that the run was started with"
                 raise UserError(f"{path} holds the state of {name!r}, which this model does not train", hint)
-            p = named[name]
-            place = torch.device("cpu") if kind == "step" else p.device
-            self.adamw.state[p][kind] = tensor.to(place)
+            state = self._fresh_state(named[name])
+            if set(state) != set(saved):
+                raise UserError(f"{path} was not written with optim={self.config.optim}", hint)
+            for key, value in saved.items():
+                if isinstance(value, torch.Tensor):
+                    state[key].copy_(value)  # not replaced: bitsandbytes' own buffers are the ones that are paged
+                else:
+                    state[key] = value
+
+    def _fresh_state(self, p: nn.Parameter) -> dict[str, Any]:
+        """What the optimiser keeps of a parameter before its first update, entered into its state."""
+        if isinstance(self.adamw, torch.optim.AdamW):
+            moments = {key: torch.zeros_like(p, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
+            self.adamw.state[p] = {"step": torch.tensor(0.0), **moments}
+        else:
+            group, number, index = next(
+                (group, number, index)
+                for number, group in enumerate(self.adamw.param_groups)
+                for index, other in enumerate(group["params"])
+                if other is p
+            )
+            self.adamw.init_state(group, p, number, index)  # pyright: ignore[reportAttributeAccessIssue]
+        return self.adamw.state[p]
 
     def _named(self) -> list[tuple[str, nn.Parameter]]:
         return [
             *((f"shared.{n}", p) for n, p in self._shared.items()),
             *((f"head.{n}", p) for n, p in self._heads.items()),
         ]
+
+
+def require_optimizer(config: TrainConfig, device: torch.device) -> None:
+    """Find out before anything is read whether the run's optimiser works here.
+
+    Raises:
+        UserError: It needs a GPU or bitsandbytes, and there is none.
+    """
+    if config.optim not in _BITSANDBYTES:
+        return
+    if device.type != "cuda":
+        raise UserError(
+            f"optim: {config.optim} needs a GPU, and this run is on the {device.type}", "set optim=adamw_torch"
+        )
+    require_extra("bitsandbytes", "quant")
+
+
+def training_bytes(parameters: Iterable[nn.Parameter], optim: str) -> int:
+    """Bytes of the gradients and of both moments; paged moments count, though they leave the GPU when it is full.
+
+    Args:
+        parameters: All that train, in float32.
+        optim: As in the configuration.
+    """
+    bits = _BITSANDBYTES.get(optim, {}).get("optim_bits", 32)
+    return sum(4 * p.numel() + 2 * _moment_bytes(p.numel(), bits) for p in parameters)
+
+
+def _moment_bytes(values: int, bits: int) -> int:
+    return 4 * values if bits == 32 or values < _SMALL else values + 4 * math.ceil(values / _BLOCK)
+
+
+def _build(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    if config.optim not in _BITSANDBYTES:
+        return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+    adamw = require_extra("bitsandbytes", "quant").optim.AdamW
+    kind = _BITSANDBYTES[config.optim]
+    return adamw(groups, lr=config.learning_rate, weight_decay=config.weight_decay, min_8bit_size=_SMALL, **kind)
+
+
+def _read(path: Path) -> dict[str, dict[str, torch.Tensor | int | float]]:
+    """By the name of a parameter, what `Optimizer.save` wrote of it.
+
+    Raises:
+        UserError: The file is broken.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            scalars = json.loads((file.metadata() or {}).get(_SCALARS, "{}"))
+            values = {key: file.get_tensor(key) for key in file.keys()} | scalars  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        hint = "restore the file from a copy, or start anew with --overwrite"
+        raise UserError(f"{path} cannot be read: {error}", hint) from error
+    by_name: dict[str, dict[str, torch.Tensor | int | float]] = {}
+    for key, value in values.items():
+        name, _, kind = key.rpartition("|")
+        by_name.setdefault(name, {})[kind] = value
+    return by_name
 
 
 def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> float:

@@ -12,14 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from manyskills.config import TrainConfig
+from manyskills.config import TrainConfig, last_layers
+from manyskills.data.activation_store import STATE_BYTES, different_tokens
 from manyskills.data.preparation import Prepared, Truncation, prepare, read_tasks, synthetic_tasks
 from manyskills.data.sampling import Phase, Sampler
 from manyskills.data.text_set import gather, plan_chunks
 from manyskills.model.backbones import load_backbone
-from manyskills.model.multitask import MultiTaskModel
+from manyskills.model.methods.overview import MethodFacts, facts
+from manyskills.model.multitask import MultiTaskModel, stored_as
+from manyskills.model.quantization import saved_bytes
+from manyskills.model.trunk import why_whole
 from manyskills.tasks import SPLITS, SplitName
 from manyskills.training.loop import positive_shares
+from manyskills.training.optimizer import training_bytes
 from manyskills.training.schedule import Schedule
 
 SAMPLED_STEPS = 50
@@ -46,8 +51,8 @@ class Memory:
     """Estimated bytes on the training device.
 
     Attributes:
-        weights: The backbone.
-        training: Gradients and AdamW's two moments of everything that trains, in float32.
+        weights: The backbone; quantised layers in 4 bits.
+        training: Gradients and AdamW's two moments of everything that trains; the moments as `optim` keeps them.
         activations: What the backward pass keeps of the texts whose graph is held at one time.
     """
 
@@ -62,6 +67,21 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class LowerLayers:
+    """Layers that run once for each text, because nothing in or below them trains.
+
+    Attributes:
+        count: How many.
+        tokens: Of the different texts for training and validation.
+        disk: Bytes that the states behind these layers take.
+    """
+
+    count: int
+    tokens: int
+    disk: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A run before it is started."""
 
@@ -72,15 +92,18 @@ class Plan:
     padded_tokens_a_step: float
     tokens: int
     tokens_to_validate: int
-    trainable_shared: int
+    method: MethodFacts
     trainable_heads: int
-    backbone_parameters: int
     memory: dict[str, Memory]
     step_memory: str
+    lower_layers: LowerLayers | None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return asdict(self) | {"estimated_memory": {how: memory.total for how, memory in self.memory.items()}}
+        return asdict(self) | {
+            "method": self.method.to_dict(),
+            "estimated_memory": {how: memory.total for how, memory in self.memory.items()},
+        }
 
 
 def make_plan(config: TrainConfig) -> Plan:
@@ -89,14 +112,18 @@ def make_plan(config: TrainConfig) -> Plan:
     Raises:
         UserError: Whatever would stop the run.
     """
-    backbone = load_backbone(config.backbone, weights=False)
+    backbone = load_backbone(stored_as(config), weights=False)
+    saved = saved_bytes(backbone.model) if backbone.config.quantize else 0
     model = MultiTaskModel(backbone, config.method, config.tasks)
+    if config.gradient_checkpointing:
+        model.checkpoint_gradients()
     positions = model.architecture.max_positions
     rows = read_tasks(config, SPLITS)
-    prepared = prepare(rows, config.tasks, config.max_length, model.tokenizer, model.template, positions)
+    prepared = prepare(rows, config.tasks, config.max_length, model.tokenizer, model.template, positions, model.routes)
     schedule = Schedule.of(config, sum(len(part) for part in prepared.examples["train"].values()))
     steps = _look_at_steps(config, prepared, schedule.total)
-    shared = sum(p.numel() for _, p in model.shared_parameters())
+    method = facts(model.backbone, config.method, model.backbone_parameters)
+    shared = method.trainable
     heads = sum(p.numel() for _, p in model.head_parameters())
     synthetic = synthetic_tasks(rows)
     return Plan(
@@ -116,15 +143,25 @@ def make_plan(config: TrainConfig) -> Plan:
         padded_tokens_a_step=steps.padded,
         tokens=int(steps.tokens * schedule.total) if shared else 0,
         tokens_to_validate=int(prepared.store.lengths_N[prepared.used_texts("valid")].sum()),
-        trainable_shared=shared,
+        method=method,
         trainable_heads=heads,
-        backbone_parameters=sum(p.numel() for name, p in model.backbone.named_parameters() if "lora_" not in name),
         memory={
-            how: _memory(model, shared + heads, tokens)
+            how: _memory(model, config.optim, saved, tokens)
             for how, tokens in (("single_pass", steps.most_padded), ("cached", steps.most_padded_chunk))
         },
         step_memory=config.step_memory,
+        lower_layers=_lower_layers(config, model, prepared),
     )
+
+
+def _lower_layers(config: TrainConfig, model: MultiTaskModel, prepared: Prepared) -> LowerLayers | None:
+    last = last_layers(config.method)
+    if last is None or not config.activation_cache or why_whole(model.architecture, last):
+        return None
+    indices_N = np.union1d(prepared.used_texts("train"), prepared.used_texts("valid"))
+    tokens = different_tokens(prepared.store, indices_N)
+    width = model.architecture.hidden_size
+    return LowerLayers(model.architecture.layers - last, tokens, tokens * width * STATE_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +184,9 @@ def _look_at_steps(config: TrainConfig, prepared: Prepared, total: int) -> _Step
     tokens, padded, chunks = [], [], []
     for step in np.unique(np.linspace(0, total - 1, min(SAMPLED_STEPS, total)).astype(int)).tolist():
         batch = sampler.at(step, phases)
-        lengths_N = prepared.store.lengths_N[gather(batch).unique_N]
-        sizes = [len(chunk) * int(lengths_N[chunk].max()) for chunk in plan_chunks(lengths_N, config.token_budget)]
-        tokens.append(int(lengths_N.sum()))
+        lengths_S = prepared.store.lengths_S[prepared.store.pieces(gather(batch).unique_N).sequences_S]
+        sizes = [len(chunk) * int(lengths_S[chunk].max()) for chunk in plan_chunks(lengths_S, config.token_budget)]
+        tokens.append(int(lengths_S.sum()))
         padded.append(sum(sizes))
         chunks.append(max(sizes))
         for name in config.tasks:
@@ -165,10 +202,11 @@ def _look_at_steps(config: TrainConfig, prepared: Prepared, total: int) -> _Step
     )
 
 
-def _memory(model: MultiTaskModel, trainable: int, padded_tokens: int) -> Memory:
-    weights = sum(p.numel() * p.element_size() for p in model.backbone.parameters())
+def _memory(model: MultiTaskModel, optim: str, saved: int, padded_tokens: int) -> Memory:
+    """Args: model on the meta device, the optimiser, bytes that quantising saves, tokens whose graph is held."""
+    weights = sum(p.numel() * p.element_size() for p in model.backbone.parameters()) - saved
     activations = padded_tokens * activation_bytes(model) if model.trains_backbone else 0
-    return Memory(weights, trainable * (4 + 8), activations)
+    return Memory(weights, training_bytes((p for p in model.parameters() if p.requires_grad), optim), activations)
 
 
 def activation_bytes(model: MultiTaskModel) -> int:
@@ -202,8 +240,9 @@ def _saved_bytes(model: MultiTaskModel, tokens: int) -> float:
     decoder = model.architecture.family == "decoder"
     mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device="meta") if decoder else None
     model.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        states = model.backbone(input_ids=ids_BT, attention_mask=mask).last_hidden_state
+    route_B = torch.zeros(1, dtype=torch.long, device="meta")
+    with model.routed(route_B), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        states = model.states(ids_BT, mask)
     total = sum(storage.nbytes() for storage in saved.values())
     del states
     return total / tokens

@@ -11,10 +11,9 @@ def plan_text(plan: Plan) -> str:
         f"{plan.steps:,} steps, a validation every {plan.eval_steps}",
         f"{plan.tokens_a_step:,.0f} tokens a step ({plan.padded_tokens_a_step / plan.tokens_a_step - 1:.1%} padding), "
         f"{plan.tokens:,} in the run; {plan.tokens_to_validate:,} in each validation",
-        f"{plan.trainable_shared:,} parameters train in the shared module "
-        f"({plan.trainable_shared / plan.backbone_parameters:.2%} of {plan.backbone_parameters:,}), "
-        f"{plan.trainable_heads:,} in the heads",
+        *_method_lines(plan),
         *(_memory_line(how, memory, how == plan.step_memory) for how, memory in plan.memory.items()),
+        *_lower_lines(plan),
     ]
     for name, task in plan.tasks.items():
         rows = " / ".join(f"{count:,}" for count in task.rows.values())
@@ -28,15 +27,34 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def _method_lines(plan: Plan) -> list[str]:
+    method = plan.method
+    changed = f", {method.changed} modules changed" if method.changed else ""
+    return [
+        f"{method.name} in {method.layers} layers: {method.where}{changed}; the tasks share {method.shared}",
+        f"{method.trainable:,} parameters train in the shared module ({method.share:.2%} of all; "
+        f"{size(method.storage)} on disk) on a backbone of {method.backbone:,}, {plan.trainable_heads:,} in the heads",
+    ]
+
+
+def _lower_lines(plan: Plan) -> list[str]:
+    lower = plan.lower_layers
+    if lower is None:
+        return []
+    once = f"the lower {lower.count} layers run once for each text ({lower.tokens:,} different tokens)"
+    return [f"{once}; their states take {size(lower.disk)} on disk"]
+
+
 def _memory_line(how: str, memory: Memory, chosen: bool) -> str:
     parts = (
-        f"weights {_size(memory.weights)}, training {_size(memory.training)}, activations {_size(memory.activations)}"
+        f"weights {size(memory.weights)}, training {size(memory.training)}, activations {size(memory.activations)}"
     )
     mark = " (chosen)" if chosen else ""
-    return f"about {_size(memory.total)} of memory with step_memory={how}{mark}: {parts}"
+    return f"about {size(memory.total)} of memory with step_memory={how}{mark}: {parts}"
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
+    """A number of bytes for people."""
     value = float(count)
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:

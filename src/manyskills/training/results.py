@@ -64,7 +64,7 @@ def count_parameters(model: MultiTaskModel) -> dict[str, int]:
     return {
         "trainable_shared": sum(p.numel() for _, p in model.shared_parameters()),
         "trainable_heads": sum(p.numel() for _, p in model.head_parameters()),
-        "backbone_parameters": sum(p.numel() for name, p in model.backbone.named_parameters() if "lora_" not in name),
+        "backbone_parameters": model.backbone_parameters,
     }
 
 

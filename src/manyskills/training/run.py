@@ -20,14 +20,16 @@ from manyskills.data.preparation import (
     refuse_useless_options,
 )
 from manyskills.data.renaming import rename_some
-from manyskills.errors import UserError
+from manyskills.errors import UserError, require_extra
 from manyskills.files import replace_folder_atomically, write_atomically
+from manyskills.model.activations import training_encoder
 from manyskills.model.checkpoint import HEADS_FILE
-from manyskills.model.multitask import MultiTaskModel, build_model, set_class_balance
+from manyskills.model.multitask import MultiTaskModel, build_model, set_class_balance, stored_as
 from manyskills.tasks import SPLITS, SplitName
 from manyskills.training import baselines
 from manyskills.training.card import write_card
 from manyskills.training.loop import Announce, Trainer
+from manyskills.training.optimizer import require_optimizer
 from manyskills.training.predictions import write_predictions
 from manyskills.training.processes import Processes
 from manyskills.training.progress import Progress
@@ -77,6 +79,9 @@ def train(
         written = folder.results_file.read_text(encoding="utf-8") if processes.is_main else "{}"
         return Run(folder.path, json.loads(written))
     require_trackers(config)
+    require_optimizer(config, processes.device)
+    if stored_as(config).quantize:
+        require_extra("bitsandbytes", "quant")
     folder.check(config, resume=resume, overwrite=overwrite)
     model, prepared = load_inputs(config, processes.device)
     for name, truncation in prepared.truncation.items():
@@ -126,7 +131,7 @@ def load_inputs(config: TrainConfig, device: torch.device) -> tuple[MultiTaskMod
             rows["train"][name] = rename_some(part, task.rename_identifiers, config.seed)
     model = build_model(config, device)
     positions = model.architecture.max_positions
-    prepared = prepare(rows, config.tasks, config.max_length, model.tokenizer, model.template, positions)
+    prepared = prepare(rows, config.tasks, config.max_length, model.tokenizer, model.template, positions, model.routes)
     refuse_one_label(prepared.examples["train"])
     set_class_balance(model, positive_rates(prepared.examples["train"]))
     return model, prepared
@@ -171,10 +176,15 @@ def _train(
 ) -> Progress:
     tracker = build_tracker(config, folder.path / "trackers")
     cached = config.step_memory == "cached"
-    source = base
+    source, encoder = base, None
     if model.trains_backbone or source is None:
-        source = BackboneVectors(model, prepared.store, config.token_budget, cached=cached, processes=processes)
-    trainer = Trainer(config, model, prepared, source, folder, processes, tracker, announce, start=base)
+        encoder = training_encoder(config, model, prepared.store, announce)
+        source = BackboneVectors(
+            model, prepared.store, config.token_budget, cached=cached, processes=processes, encoder=encoder
+        )
+    trainer = Trainer(
+        config, model, prepared, source, folder, processes, tracker, announce, start=base, encoder=encoder
+    )
     with progress_bar(trainer.schedule.total, "training", hidden=not processes.is_main) as bar:
         progress = trainer.run(bar)
     tracker.close()

@@ -11,9 +11,11 @@ from manyskills.config import TrainConfig
 from manyskills.data.preparation import Prepared, positive_rates, read_tasks
 from manyskills.data.rows import SplitRows
 from manyskills.evaluation.floors import tfidf_floor
-from manyskills.evaluation.outputs import Outputs, choose_thresholds, score
-from manyskills.evaluation.scores import TaskScores
+from manyskills.evaluation.outputs import Outputs, choose_thresholds, plain_metrics, score, task_outputs
+from manyskills.evaluation.scores import TaskScores, defined
+from manyskills.model.activations import training_encoder
 from manyskills.model.checkpoint import load_model, read_tasks_file
+from manyskills.model.encoding import encode_texts
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.tasks import get_task
 from manyskills.training import baselines
@@ -45,15 +47,26 @@ def module_scores(
     valid = baselines.split_outputs(model, prepared, source, "valid")
     test = baselines.split_outputs(model, prepared, source, "test")
     scores = {"valid": _score(config, valid, thresholds), "test": _score(config, test, thresholds)}
-    _check_reload(scores["valid"], folder, step)
+    _check_reload(plain_metrics(_as_in_training(config, model, prepared) or valid, thresholds), folder, step)
     return scores, test, thresholds
 
 
-def _check_reload(valid: Mapping[str, TaskScores], folder: RunFolder, step: int) -> None:
+def _as_in_training(config: TrainConfig, model: MultiTaskModel, prepared: Prepared) -> dict[str, Outputs] | None:
+    """Answers on validation from activations in half precision, where training had them: some differ from those of the
+    whole network by more than a lost head must."""
+    encoder = training_encoder(config, model, prepared.store, lambda _: None)
+    if encoder is None:
+        return None
+    indices_N = prepared.used_texts("valid")
+    vectors_ND = encode_texts(model, prepared.store, indices_N, config.token_budget, encoder=encoder)
+    return task_outputs(model, prepared.examples["valid"], vectors_ND)
+
+
+def _check_reload(valid: Mapping[str, Mapping[str, float]], folder: RunFolder, step: int) -> None:
     """What was saved must be what was chosen; a head that is lost on the way to disk shows here."""
     records = [r for r in folder.read_metrics() if r["kind"] == "valid" and r["step"] == step]
     for name, value in records[-1]["primary"].items() if records else ():
-        found = valid[name].metrics[get_task(name).primary_metric].value or 0.0
+        found = defined(valid[name][get_task(name).primary_metric]) or 0.0
         if abs(found - value) > SAME:
             what = f"{name}: {value:.4f} on validation when it was saved, {found:.4f} after loading"
             raise RuntimeError(f"{folder.best} does not hold what was trained: {what}")

@@ -1,6 +1,7 @@
 """Where a step's vectors come from, and how their gradient flows back.
 
-Shape legend: N texts of the step, D size of a vector, B sequences of a chunk, T tokens.
+Shape legend: N texts of the step, S sequences they are read as (of precomputed vectors: the texts there are), D size of
+a vector, B sequences of a chunk, T tokens.
 
 `forward` gives detached vectors and `backward` takes the gradient of all losses with respect to them, whichever way the
 two are joined in between. Gradient caching (Gao et al. 2021, arXiv 2101.06983) is then one way among others.
@@ -17,8 +18,10 @@ import torch
 
 from manyskills.data.text_set import plan_chunks
 from manyskills.data.tokens import TokenStore
-from manyskills.model.encoding import chunk_tensors
+from manyskills.data.windows import Pieces
+from manyskills.model.encoding import ChunkEncoder, WholeBackbone
 from manyskills.model.multitask import MultiTaskModel
+from manyskills.model.pieces import pool_pieces, spread_gradient
 from manyskills.training.processes import Processes
 
 
@@ -58,7 +61,7 @@ class PrecomputedVectors:
 
 
 class BackboneVectors:
-    """Vectors encoded by the backbone in length-sorted chunks, each text once.
+    """Vectors encoded by the backbone in length-sorted chunks, each text once; one in windows is their mean.
 
     Args:
         model: Gives the vectors.
@@ -67,44 +70,54 @@ class BackboneVectors:
         cached: Encode without a graph and once more, chunk by chunk, when the gradient is known: the memory of one
             chunk instead of the step's.
         processes: Share the chunks.
+        encoder: How a chunk is encoded; default: by the whole backbone.
     """
 
     def __init__(
-        self, model: MultiTaskModel, store: TokenStore, token_budget: int, *, cached: bool, processes: Processes
+        self,
+        model: MultiTaskModel,
+        store: TokenStore,
+        token_budget: int,
+        *,
+        cached: bool,
+        processes: Processes,
+        encoder: ChunkEncoder | None = None,
     ) -> None:
         self.model, self.store, self.token_budget = model, store, token_budget
+        self.encoder = encoder or WholeBackbone(model, store)
         self.cached, self.processes = cached, processes
         self._chunks: list[tuple[int, np.ndarray, torch.Tensor | None]] = []
-        self._unique_N = np.empty(0, dtype=np.int64)
+        self._pieces = Pieces.one_each(np.empty(0, dtype=np.int64))
         self._seed = 0
 
     def forward(self, unique_N: np.ndarray, seed: int) -> torch.Tensor:
         """Encode; keeps each chunk's graph unless cached."""
-        self._unique_N, self._seed, self._chunks = unique_N, seed, []
-        device = self.model.device
-        vectors_ND = torch.zeros(len(unique_N), self.model.architecture.hidden_size, device=device)
-        plan = plan_chunks(self.store.lengths_N[unique_N], self.token_budget)
+        self._pieces, self._seed, self._chunks = self.store.pieces(unique_N), seed, []
+        sequences_S, device = self._pieces.sequences_S, self.model.device
+        vectors_SD = torch.zeros(len(sequences_S), self.model.architecture.hidden_size, device=device)
+        plan = plan_chunks(self.store.lengths_S[sequences_S], self.token_budget)
         # the longest chunks come last: dealing them out in turn keeps the processes' shares alike
         for number, chunk in list(enumerate(plan))[self.processes.rank :: self.processes.count]:
             with torch.set_grad_enabled(not self.cached):
                 vectors_BD = self._encode(number, chunk)
             self._chunks.append((number, chunk, None if self.cached else vectors_BD))
-            vectors_ND[torch.from_numpy(chunk).to(device)] = vectors_BD.detach()
-        return self.processes.sum(vectors_ND)
+            vectors_SD[torch.from_numpy(chunk).to(device)] = vectors_BD.detach()
+        return pool_pieces(self.processes.sum(vectors_SD), self._pieces)
 
     def backward(self, gradient_ND: torch.Tensor) -> None:
         """Back-propagate chunk by chunk; a cached chunk is encoded again with the same random numbers."""
+        gradient_SD = spread_gradient(gradient_ND, self._pieces)
         for number, chunk, vectors_BD in self._chunks:
             again_BD = self._encode(number, chunk) if vectors_BD is None else vectors_BD
-            again_BD.backward(gradient_ND[torch.from_numpy(chunk).to(gradient_ND.device)])
+            # gradient checkpointing computes layers again in here
+            with self.encoder.routed(self._pieces.sequences_S[chunk]):
+                again_BD.backward(gradient_SD[torch.from_numpy(chunk).to(gradient_SD.device)])
         self._chunks = []
         self.processes.sum_gradients(p for _, p in self.model.shared_parameters())
 
     def _encode(self, number: int, chunk: np.ndarray) -> torch.Tensor:
-        indices_B = self._unique_N[chunk]
-        ids_BT, mask_BT = chunk_tensors(self.store, indices_B, self.model.architecture.pad_id, self.model.device)
         with seeded(self.model.device, self._seed, number):
-            return self.model.encode(ids_BT, mask_BT)
+            return self.encoder(self._pieces.sequences_S[chunk])
 
 
 @contextmanager

@@ -1,0 +1,214 @@
+"""An export beside the module it was made from: their vectors, and each task's metric on the validation split.
+
+Shape legend: N texts, S sequences, B sequences of a chunk, D size of a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from manyskills.config import TaskConfig, TrainConfig
+from manyskills.data.long_texts import length_limit
+from manyskills.data.preparation import Prepared, prepare, task_source
+from manyskills.data.reading import read_split
+from manyskills.data.rows import SplitRows
+from manyskills.data.text_set import gather, pad_chunk
+from manyskills.data.tokens import TextTable, TokenStore, tokenize
+from manyskills.errors import UserError
+from manyskills.evaluation.outputs import plain_metrics, task_outputs
+from manyskills.export.runtime import Graph
+from manyskills.export.source import Source
+from manyskills.model.encoding import ChunkEncoder, encode_texts
+from manyskills.model.multitask import MultiTaskModel
+from manyskills.tasks import get_task
+
+SAME = 1e-3
+"""How far a float32 export's vectors may be from the module's, as a share of the largest component."""
+
+PROBES = (
+    "",
+    "x",
+    "sort a list of numbers in descending order",
+    "def add(a, b):\n    return a + b\n",
+    "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n        self.items.append(item)\n",
+    "public static int max(int a, int b) {\n    return a > b ? a : b;\n}\n",
+    "int copy(char *to, const char *from) {\n    while ((*to++ = *from++));\n    return 0;\n}\n",
+    'SELECT name, count(*) FROM tests WHERE flaky = 1 GROUP BY name; -- "größer" als 名前',
+    "total = 0\nfor i in range(10):\n    total += i * i\nprint(total)\n" * 40,
+)
+"""Texts that every export is tried on: nothing, one word, several languages, longer than any limit is likely to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What a module and its exports are compared on.
+
+    Attributes:
+        config: Of the run.
+        probes: Sequences of `PROBES`.
+        valid: Rows of the wanted tasks.
+        missing: By task, why there are no rows of it.
+    """
+
+    config: TrainConfig
+    probes: TokenStore
+    valid: Prepared | None
+    missing: dict[str, str]
+
+    @property
+    def texts(self) -> int:
+        """How many there are."""
+        return len(PROBES) + (0 if self.valid is None else len(self.valid.used_texts("valid")))
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a module or an export makes of the material.
+
+    Attributes:
+        vectors_ND: Of the probes, then of the validation texts.
+        metrics: Primary metric by task.
+    """
+
+    vectors_ND: torch.Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class GraphChunks:
+    """A graph in place of the network.
+
+    Args:
+        graph: Gives the vectors.
+        store: Holds the sequences.
+    """
+
+    def __init__(self, graph: Graph, store: TokenStore) -> None:
+        self.graph, self.store = graph, store
+
+    def __call__(self, indices_B: np.ndarray) -> torch.Tensor:
+        """Pad to the longest and run."""
+        return torch.from_numpy(self.graph.encode(*pad_chunk(self.store, indices_B, self.graph.pad_id)))
+
+    def routed(self, indices_B: np.ndarray) -> AbstractContextManager[None]:
+        """A graph is of one task, or of tasks that share everything."""
+        return nullcontext()
+
+
+def gather_material(source: Source, data: Path | None, limit: int) -> Material:
+    """Probes, and validation rows where there are any.
+
+    Args:
+        source: The module.
+        data: A folder with one folder a task; None: where the module was trained.
+        limit: Rows of each task at most, drawn at random.
+
+    Raises:
+        UserError: `data` was given and holds no good rows.
+    """
+    config, model = source.saved.config, source.model
+    rows, missing = _read(config, data, limit)
+    tasks: Mapping[str, TaskConfig] = {name: config.tasks[name] for name in rows}
+    positions = model.architecture.max_positions
+    valid = None
+    if rows:
+        valid = prepare({"valid": rows}, tasks, config.max_length, model.tokenizer, model.template, positions,
+                        model.routes)  # fmt: skip
+    first = source.tasks[0]
+    table, most = TextTable(), length_limit(first, config.tasks[first], config.max_length, positions)
+    for text in PROBES:
+        table.add(text, most, model.routes[first])
+    return Material(config, tokenize(table.entries, model.tokenizer, model.template, use_cache=False), valid, missing)
+
+
+def answers(model: MultiTaskModel, material: Material, thresholds: Mapping[str, float], graph: Graph | None) -> Answers:
+    """Encode the material and measure the tasks.
+
+    Args:
+        model: Its heads answer.
+        material: The texts.
+        thresholds: Of the classifying tasks.
+        graph: Gives the vectors; None: the model does.
+    """
+    probes_ND = _encode(model, material.config, material.probes, np.arange(len(PROBES)), graph)
+    if material.valid is None:
+        return Answers(probes_ND)
+    examples = material.valid.examples["valid"]
+    vectors_ND = _encode(model, material.config, material.valid.store, gather(examples).unique_N, graph)
+    found = plain_metrics(task_outputs(model, examples, vectors_ND), {name: 0.5 for name in examples} | dict(thresholds))
+    primary = {name: found[name][get_task(name).primary_metric] for name in examples}
+    return Answers(torch.cat([probes_ND, vectors_ND]), primary)
+
+
+def compare(module: Answers, exported: Answers, material: Material) -> dict[str, Any]:
+    """Differences of vectors and metrics, ready for JSON."""
+    a_ND, b_ND = module.vectors_ND, exported.vectors_ND
+    largest = float((a_ND - b_ND).abs().max())
+    cosine_N = functional.cosine_similarity(a_ND.double(), b_ND.double())
+    rows = {} if material.valid is None else material.valid.rows["valid"]
+    tasks = {
+        name: {
+            "metric": get_task(name).primary_metric,
+            "split": "valid",
+            "rows": len(rows[name].rows),
+            "module": value,
+            "exported": exported.metrics[name],
+        }
+        for name, value in module.metrics.items()
+    }
+    return {
+        "vectors": {
+            "texts": len(a_ND),
+            "max_difference": largest,
+            "relative_difference": largest / float(a_ND.abs().max()),
+            "min_cosine": float(cosine_N.min()),
+            "mean_cosine": float(cosine_N.mean()),
+        },
+        "tasks": tasks,
+        "not_measured": material.missing,
+    }
+
+
+def refuse_difference(check: Mapping[str, Any]) -> None:
+    """A float32 export that answers otherwise than its module is not handed out.
+
+    Raises:
+        UserError: The vectors differ by more than rounding explains.
+    """
+    found = check["vectors"]["relative_difference"]
+    if not found <= SAME:  # NaN is different too
+        what = f"the export does not answer as the module: vectors differ by {found:.2g} of their largest component"
+        raise UserError(what, f"up to {SAME} would be rounding; please report it. --no-check writes it all the same")
+
+
+def _read(config: TrainConfig, data: Path | None, limit: int) -> tuple[dict[str, SplitRows], dict[str, str]]:
+    """Validation rows by task, and why there are none of others."""
+    if data is not None and not data.is_dir():  # else <data>/<task> would be looked for on the hub
+        raise UserError(f"there is no folder {data}", "it is to hold one folder a task")
+    rows: dict[str, SplitRows] = {}
+    missing: dict[str, str] = {}
+    for name, task in config.tasks.items():
+        try:
+            place = task_source(config, name) if data is None else str(data / name)
+            rows[name] = read_split(
+                get_task(name), place, "valid", columns=task.columns, limit=limit, seed=config.seed
+            )
+        except UserError as error:
+            if data is not None:
+                raise
+            missing[name] = error.message
+    return rows, missing
+
+
+def _encode(
+    model: MultiTaskModel, config: TrainConfig, store: TokenStore, indices_N: np.ndarray, graph: Graph | None
+) -> torch.Tensor:
+    encoder: ChunkEncoder | None = None if graph is None else GraphChunks(graph, store)
+    return encode_texts(model, store, indices_N, config.token_budget, encoder=encoder)

@@ -1,0 +1,186 @@
+"""States come back as they were added, whatever instant a writer died at and however many write."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from manyskills.data.activation_store import ActivationStore, content_key
+from manyskills.errors import UserError
+
+# Shape legend: B sequences, R tokens of all sequences one after another, H hidden size
+WIDTH = 4
+
+
+def _sequences(*lengths: int, first: int = 0) -> tuple[list[bytes], np.ndarray, np.ndarray]:
+    """Keys, lengths and states that follow from the number of the sequence."""
+    keys = [content_key(np.full(length, first + n)) for n, length in enumerate(lengths)]
+    states = [
+        np.full((length, WIDTH), first + n + 0.5) + np.arange(length)[:, None] for n, length in enumerate(lengths)
+    ]
+    return keys, np.array(lengths), np.concatenate(states).astype(np.float32)
+
+
+def _check(store: ActivationStore, keys: list[bytes], lengths_B: np.ndarray, states_RH: np.ndarray) -> None:
+    padded = store.read(store.find(keys))
+    for states_TH, length, expected in zip(
+        padded.states_BTH, lengths_B, np.split(states_RH, np.cumsum(lengths_B)[:-1]), strict=True
+    ):
+        np.testing.assert_array_equal(states_TH[:length], expected)
+        assert not states_TH[length:].any()
+
+
+def test_states_come_back_padded_and_in_the_order_asked_for(tmp_path):
+    keys, lengths_B, states_RH = _sequences(3, 1, 5)
+    store = ActivationStore(tmp_path, WIDTH)
+    assert store.find(keys).tolist() == [-1, -1, -1]
+    store.add(keys, lengths_B, states_RH)
+    _check(store, keys, lengths_B, states_RH)
+    more = _sequences(2, 7, first=10)
+    store.add(*more)
+    for reader in (store, ActivationStore(tmp_path, WIDTH)):
+        _check(reader, *more)
+        assert reader.read(reader.find([more[0][1], keys[1]])).states_BTH.shape == (2, 7, WIDTH)
+        np.testing.assert_array_equal(reader.read(reader.find([keys[1]])).states_BTH[0], states_RH[3:4])
+
+
+def test_the_key_is_the_content():
+    assert content_key(np.array([1, 2], dtype=np.int32)) == content_key(np.array([1, 2], dtype=np.int64))
+    assert len({content_key(np.array(ids)) for ids in ([1, 2], [2, 1], [1], [1, 2, 0])}) == 4
+
+
+def test_a_reader_sees_what_another_adds_and_the_first_states_stay(tmp_path):
+    one, two = ActivationStore(tmp_path, WIDTH), ActivationStore(tmp_path, WIDTH)
+    keys, lengths_B, states_RH = _sequences(3, 4)
+    one.add(keys[:1], lengths_B[:1], states_RH[:3])
+    two.add(keys, lengths_B, states_RH + 100)
+    for store in (one, two):
+        _check(store, keys, lengths_B, np.concatenate([states_RH[:3], states_RH[3:] + 100]))
+    assert (tmp_path / "states.bin").stat().st_size == 7 * WIDTH * 2
+
+
+def test_whatever_is_cut_off_is_a_whole_batch(tmp_path):
+    """A process may die, or a machine lose power, after any byte of either file."""
+    first, second = _sequences(3, 1), _sequences(2, 6, first=10)
+    whole = ActivationStore(tmp_path / "whole", WIDTH)
+    whole.add(*first)
+    sizes = {name: (tmp_path / "whole" / name).stat().st_size for name in ("states.bin", "index.bin")}
+    whole.add(*second)
+    for name, start in sizes.items():
+        content = (tmp_path / "whole" / name).read_bytes()
+        for end in range(start, len(content)):
+            for rest in (b"", b"\0" * (len(content) - end), b"\x01" * 50):
+                folder = tmp_path / f"{name}-{end}-{len(rest)}-{rest[:1].hex()}"
+                folder.mkdir()
+                for other in sizes:
+                    (folder / other).write_bytes((tmp_path / "whole" / other).read_bytes())
+                (folder / name).write_bytes(content[:end] + rest)
+                if name == "states.bin" and rest:
+                    continue  # states are on the disk before the index says so
+                if content == content[:end] + rest:
+                    continue  # the last record ends in zeros
+                _is_mended(folder, first, second)
+
+
+def _is_mended(folder: Path, first, second) -> None:
+    store = ActivationStore(folder, WIDTH)
+    assert store.find(second[0]).tolist() == [-1, -1]
+    _check(store, *first)
+    store.add(*second)
+    _check(store, *second)
+    again = ActivationStore(folder, WIDTH)
+    _check(again, *first)
+    _check(again, *second)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from manyskills.data.activation_store import ActivationStore
+from tests.data.test_activation_store import WIDTH, _check, _sequences
+store = ActivationStore(Path(sys.argv[1]), WIDTH)
+for number in range(int(sys.argv[2]), 60, 2):  # every sequence is added by two of the three
+    batch = _sequences(3, 1, 4, first=number * 3)
+    store.add(*batch)
+    _check(store, *batch)
+"""
+
+
+def test_several_processes_write_at_once(tmp_path):
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    started = [subprocess.Popen([*command, first, root], stderr=subprocess.PIPE) for first in ("0", "1", "0")]
+    for process in started:
+        _, problem = process.communicate()
+        assert process.returncode == 0, problem.decode()
+    store = ActivationStore(tmp_path, WIDTH)
+    for number in range(60):
+        _check(store, *_sequences(3, 1, 4, first=number * 3))
+    assert len(store) == 180
+    assert (tmp_path / "states.bin").stat().st_size == 60 * 8 * WIDTH * 2
+
+
+@pytest.mark.parametrize("file", ["states.bin", "index.bin"])
+def test_a_full_disk_is_one_sentence_and_spoils_nothing(file, tmp_path, monkeypatch):
+    store = ActivationStore(tmp_path, WIDTH)
+    first, second = _sequences(3), _sequences(2, 5, first=10)
+    store.add(*first)
+    before = (tmp_path / "states.bin").stat().st_size
+    real = os.pwrite
+
+    def full(descriptor, content, offset):
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name != file:
+            return real(descriptor, content, offset)
+        real(descriptor, content[:5], offset)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(UserError, match="no space left") as caught:
+            store.add(*second)
+    assert "activation_cache=false" in (caught.value.hint or "")
+    if file == "states.bin":
+        assert (tmp_path / file).stat().st_size == before, "what was written so far is given back"
+    assert ActivationStore(tmp_path, WIDTH).find(second[0]).tolist() == [-1, -1]
+    store.add(*second)
+    _check(store, *first)
+    _check(store, *second)
+
+
+def test_a_short_write_is_continued(tmp_path, monkeypatch):
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, content, offset: real(descriptor, content[:7], offset))
+    batch = _sequences(3, 4)
+    ActivationStore(tmp_path, WIDTH).add(*batch)
+    _check(ActivationStore(tmp_path, WIDTH), *batch)
+
+
+def test_states_beyond_half_precision_keep_their_size(tmp_path):
+    keys, lengths_B, states_RH = _sequences(2, 3)
+    states_RH[1, 2] = 1e6
+    store = ActivationStore(tmp_path, WIDTH)
+    store.add(keys, lengths_B, states_RH)
+    padded = store.read(store.find(keys))
+    assert padded.exponents_B[0] > 0 == padded.exponents_B[1]
+    found = np.ldexp(padded.states_BTH.astype(np.float32), padded.exponents_B[:, None, None])
+    np.testing.assert_allclose(found[0, :2], states_RH[:2], rtol=1e-3)
+
+
+def test_states_that_are_no_numbers_are_refused(tmp_path):
+    keys, lengths_B, states_RH = _sequences(2)
+    states_RH[0, 0] = np.nan
+    with pytest.raises(UserError, match="not finite"):
+        ActivationStore(tmp_path, WIDTH).add(keys, lengths_B, states_RH)
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        ActivationStore(tmp_path / "file" / "store", WIDTH)
