@@ -169,7 +169,7 @@ def test_the_plan_says_what_is_kept(config, tmp_path):
     assert plan.lower_layers is not None
     assert plan.lower_layers.count == 1
     assert plan.lower_layers.disk == plan.lower_layers.tokens * 32 * STATE_BYTES
-    assert "the lower 1 layers run once for each text" in plan_text(plan)
+    assert "everything below the last 1 layers runs once for each text" in plan_text(plan)
     _train(config("run", max_steps=40, eval_steps=40))
     (states,) = (tmp_path / "cache" / "activations").glob("*/states.bin")
     assert 0.8 * plan.lower_layers.disk < states.stat().st_size <= plan.lower_layers.disk

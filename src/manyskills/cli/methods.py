@@ -80,7 +80,6 @@ def _print(rows: Sequence[MethodFacts], backbone: str, layers: int, tasks: int) 
         table.add_column(heading)
     for row in rows:
         share = f"{row.share:.2%}" if row.share >= 0.001 or not row.trainable else f"{row.share:.3%}"
-        table.add_row(
-            row.name, f"{row.trainable:,}", share, size(row.storage), str(row.changed), row.where, row.shared, row.formula
-        )  # fmt: skip
+        numbers = [f"{row.trainable:,}", share, size(row.storage), str(row.changed)]
+        table.add_row(row.name, *numbers, row.where, row.shared, row.formula)
     Console(width=None if Console().is_terminal else 160).print(table)

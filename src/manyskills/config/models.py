@@ -166,7 +166,7 @@ class TrainConfig(Section):
     output_dir: str = Field(default="runs/run", description="The run folder.")
 
     max_length: PositiveInt = Field(
-        default=256, description="Tokens per text; longer ones are cut, counted and reported."
+        default=256, description="Tokens per text; tasks.<name>.long says what happens to longer ones."
     )
     heads_first: bool = Field(
         default=False,

@@ -38,7 +38,7 @@ PROBES = (
     "x",
     "sort a list of numbers in descending order",
     "def add(a, b):\n    return a + b\n",
-    "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n        self.items.append(item)\n",
+    "class Stack:\n    def __init__(self):\n        self.items = []\n",
     "public static int max(int a, int b) {\n    return a > b ? a : b;\n}\n",
     "int copy(char *to, const char *from) {\n    while ((*to++ = *from++));\n    return 0;\n}\n",
     'SELECT name, count(*) FROM tests WHERE flaky = 1 GROUP BY name; -- "größer" als 名前',
@@ -142,7 +142,7 @@ def answers(model: MultiTaskModel, material: Material, thresholds: Mapping[str, 
         return Answers(probes_ND)
     examples = material.valid.examples["valid"]
     vectors_ND = _encode(model, material.config, material.valid.store, gather(examples).unique_N, graph)
-    found = plain_metrics(task_outputs(model, examples, vectors_ND), {name: 0.5 for name in examples} | dict(thresholds))
+    found = plain_metrics(task_outputs(model, examples, vectors_ND), dict.fromkeys(examples, 0.5) | dict(thresholds))
     primary = {name: found[name][get_task(name).primary_metric] for name in examples}
     return Answers(torch.cat([probes_ND, vectors_ND]), primary)
 
@@ -197,9 +197,7 @@ def _read(config: TrainConfig, data: Path | None, limit: int) -> tuple[dict[str,
     for name, task in config.tasks.items():
         try:
             place = task_source(config, name) if data is None else str(data / name)
-            rows[name] = read_split(
-                get_task(name), place, "valid", columns=task.columns, limit=limit, seed=config.seed
-            )
+            rows[name] = read_split(get_task(name), place, "valid", columns=task.columns, limit=limit, seed=config.seed)
         except UserError as error:
             if data is not None:
                 raise

@@ -1,4 +1,4 @@
-"""What an export writes: a stand-alone backbone, or an adapter folder of the peft library; heads and tasks beside it."""
+"""What an export writes: a stand-alone backbone or an adapter folder of peft, with heads and tasks beside it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _stand_alone(source: Source) -> SavedTasks:
 
 
 def _reads_alike(model: MultiTaskModel) -> bool:
-    """Whether the tokenizer alone puts the special tokens where we do, and the vector comes from one stack of layers."""
+    """Whether the tokenizer alone puts the special tokens where we do, and one stack of layers makes the vector."""
     tokenizer = model.tokenizer
     same = read_template(tokenizer, end_token=False) == model.template and tokenizer.pad_token is not None
     return same and model.architecture.family != "encoder_decoder"

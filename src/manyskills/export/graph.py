@@ -83,8 +83,11 @@ def write_graph(model: MultiTaskModel, path: Path) -> None:
 
 
 def quantize_graph(path: Path, target: Path) -> None:
-    """The same graph with weights of matrix products and embeddings in 8 bits, and activations rounded to 8 bits as they
-    come (dynamic quantisation of onnxruntime: one scale an output channel for weights, one a tensor for activations).
+    """The same graph with the weights of matrix products and embeddings in 8 bits.
+
+    Activations are rounded to 8 bits as they come: dynamic quantisation of onnxruntime, with one scale an output
+    channel for weights and one a tensor for activations. Weights use 7 of the 8 bits: with all 8 the sums overflow on
+    processors that have AVX2 without VNNI, so what was checked on one machine would not hold on another.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -95,13 +98,14 @@ def quantize_graph(path: Path, target: Path) -> None:
             target,
             op_types_to_quantize=["MatMul", "Gather"],
             per_channel=True,
+            reduce_range=True,
             weight_type=QuantType.QInt8,
             use_external_data_format=large,
         )
 
 
 def write_facts(model: MultiTaskModel, config: TrainConfig, graph: str, folder: Path) -> None:
-    """`onnx.json`: what a program without torch has to know to feed the graph; tasks and heads are in their own files."""
+    """`onnx.json`: what a program without torch has to know to feed the graph; tasks and heads have their own files."""
     architecture, template = model.architecture, model.template
     facts: dict[str, Any] = {
         "format": FORMAT,
@@ -129,7 +133,7 @@ def _forget_sources(graph: Any) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The tools talk about their own affairs; what comes out is checked instead."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx", "onnxscript", "onnx_ir", "root")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -151,5 +155,5 @@ def _explained(model: MultiTaskModel) -> Iterator[None]:
     except OnnxExporterError as error:
         cause = error.__cause__ or error
         reason = str(cause).strip().splitlines()[0]
-        what = f"{model.method.name} on {model.architecture.model_type} cannot be written as an ONNX graph: {reason}"
+        what = f"this network ({model.architecture.model_type}) cannot be written as an ONNX graph: {reason}"
         raise UserError(what, "use --format merged if the method can be merged") from error

@@ -27,7 +27,8 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         console.print(
             f"{precision}: vectors of {found['texts']} texts differ by {found['max_difference']:.2g} at most "
             f"({found['relative_difference']:.2g} of the largest component); cosine {found['mean_cosine']:.6f} in the "
-            f"mean, {found['min_cosine']:.6f} at least"
+            f"mean, {found['min_cosine']:.6f} at least",
+            soft_wrap=True,
         )
     for task, reason in next(iter(checks.values()))["not_measured"].items():
         console.print(f"{task}: metric not compared ({reason})")

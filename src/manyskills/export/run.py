@@ -16,7 +16,7 @@ from manyskills.export.checking import Answers, Material, answers, compare, gath
 from manyskills.export.folders import LORA_KIN, merge, write_backbone, write_lora, write_surroundings
 from manyskills.export.graph import FLOAT_GRAPH, INT8_GRAPH, quantize_graph, require_onnx, write_facts, write_graph
 from manyskills.export.runtime import Graph
-from manyskills.export.source import CPU, Source, in_full_precision, load_source
+from manyskills.export.source import Source, in_full_precision, load_source
 from manyskills.files import replace_folder_atomically
 from manyskills.model.backbones import hub_id
 from manyskills.model.methods import METHODS
@@ -85,7 +85,7 @@ def export(
 
 
 class _Judge:
-    """Holds what the module answered, so that the module need not stay in memory.
+    """Holds what the module answered: merging changes it in place, so it is asked first.
 
     Args:
         source: The module, before anything is done to it.
@@ -136,9 +136,7 @@ def _plain(source: Source) -> Source:
     return in_full_precision(source) if source.quantized else source
 
 
-def _write_onnx(
-    source: Source, wish: Wish, folder: Path, judge: _Judge | None, announce: Announce
-) -> dict[str, Any]:
+def _write_onnx(source: Source, wish: Wish, folder: Path, judge: _Judge | None, announce: Announce) -> dict[str, Any]:
     """Graph, facts and surroundings; returns the comparison by number format."""
     config, model = source.saved.config, source.model
     write_surroundings(source, folder)

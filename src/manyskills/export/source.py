@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -28,8 +28,8 @@ class Source:
     Attributes:
         folder: Where it was loaded from.
         saved: Its tasks file, for the wanted tasks.
-        model: In float32, with heads for the wanted tasks; with those of all tasks where the method is routed, because a
-            route is a task's number among them.
+        model: In float32, with heads for the wanted tasks; with those of all tasks where the method is routed, because
+            a route is a task's number among them.
     """
 
     folder: Path
@@ -55,8 +55,8 @@ def load_source(run: Path, task: str | None) -> Source:
         task: The only task that is wanted; None: all.
 
     Raises:
-        UserError: There is no trained module, it does not know the task, its files do not fit together, or each task has a
-            network of its own and none was chosen.
+        UserError: There is no trained module, it does not know the task, its files do not fit together, or each task
+            has an update of its own and none was chosen.
     """
     if not run.is_dir():
         raise UserError(f"{run} is not a folder", "give a run folder, or its best/ folder")
@@ -128,11 +128,12 @@ def _without_codes(method: MethodConfig) -> MethodConfig:
 def _numbers_of_codes(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and float32 weight of each 4-bit linear layer."""
     from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     for name, module in network.named_modules():
         if isinstance(module, Linear4bit):
-            yield name, dequantize_4bit(module.weight.data, module.weight.quant_state).float()
+            codes: Any = module.weight
+            yield name, dequantize_4bit(codes.data, codes.quant_state).float()
 
 
 def _only(by_task: Mapping[str, _Value], tasks: Sequence[str]) -> dict[str, _Value]:

@@ -111,7 +111,7 @@ def training_encoder(
         announce(f"no activations are kept, every layer runs each time: {problem}")
         return None
     encoder = cached_trunk(model, last, store)
-    announce(f"the states of the lower {encoder.trunk.lower_layers} layers are kept in {encoder.activations.folder}")
+    announce(f"the states below the last {last} layers are kept in {encoder.activations.folder}")
     return encoder
 
 

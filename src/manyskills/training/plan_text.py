@@ -41,8 +41,8 @@ def _lower_lines(plan: Plan) -> list[str]:
     lower = plan.lower_layers
     if lower is None:
         return []
-    once = f"the lower {lower.count} layers run once for each text ({lower.tokens:,} different tokens)"
-    return [f"{once}; their states take {size(lower.disk)} on disk"]
+    once = f"everything below {plan.method.layers} layers runs once for each text ({lower.tokens:,} different tokens)"
+    return [f"{once}; its states take {size(lower.disk)} on disk"]
 
 
 def _memory_line(how: str, memory: Memory, chosen: bool) -> str:
@@ -58,6 +58,6 @@ def size(count: int) -> str:
     value = float(count)
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:
-            return f"{value:.0f} {unit}"
+            return f"{value:.1f} {unit}" if value < 10 and unit != "B" else f"{value:.0f} {unit}"
         value /= 1024
     return f"{value:.1f} GiB"
