@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 RECIPE = Path(__file__).parent.parent / "examples" / "methods.yaml"
@@ -38,7 +38,10 @@ class Setting:
 
 THREE = (0, 1, 2)
 LORA = ("method.name=lora", "learning_rate=8e-4")
+BESIDE = {"floor": "TF-IDF floor", "untrained": "untrained", "frozen": "frozen, heads alone"}
+"""Measured in a run of their own, so that no method's cost holds them."""
 SETTINGS = (
+    Setting("beside", (*LORA, f"baselines=[{','.join(BESIDE)}]")),
     Setting("lora", LORA, THREE),
     Setting("serial_adapter", ("method.name=serial_adapter", "learning_rate=5e-4"), THREE),
     Setting("full", ("method.name=full", "learning_rate=3e-5"), THREE),
@@ -51,9 +54,6 @@ SETTINGS = (
     Setting("lora_last_2", (*LORA, "method.layers=last 2")),
     Setting("qlora", ("method.name=qlora", "learning_rate=8e-4")),
 )
-REFERENCE = "lora"
-BESIDE = {"floor": "TF-IDF floor", "untrained": "untrained", "frozen": "frozen, heads alone"}
-"""Measured in the runs of the reference; none of them depends on the method."""
 
 
 def main() -> None:
@@ -79,10 +79,9 @@ def main() -> None:
 
 def _train(setting: Setting, seed: int, data: Path, output: Path, changes: Sequence[str]) -> bool:
     folder = output / f"{setting.name}-{seed}"
-    if (folder / COST).is_file():
+    values = [f"data_dir={data}", f"output_dir={folder}", f"seed={seed}", *setting.changes, *changes]
+    if (folder / COST).is_file() and json.loads((folder / COST).read_text(encoding="utf-8"))["values"] == values:
         return True
-    beside = ["baselines=[floor,untrained,frozen]"] if setting.name == REFERENCE else []
-    values = [f"data_dir={data}", f"output_dir={folder}", f"seed={seed}", *setting.changes, *beside, *changes]
     command = [sys.executable, "-m", "manyskills", "train", str(RECIPE), *values, "--json", "--overwrite"]
     started = time.perf_counter()
     with (output / f"{setting.name}-{seed}.log").open("w") as log:
@@ -95,7 +94,12 @@ def _train(setting: Setting, seed: int, data: Path, output: Path, changes: Seque
     print(f"{setting.name} seed {seed}: exit {process.returncode}, {seconds:.0f} s", file=sys.stderr)
     if process.returncode:
         return False
-    cost = {"seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_mib": usage.ru_maxrss / 1024}
+    cost = {
+        "values": values,
+        "seconds": seconds,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_mib": usage.ru_maxrss / 1024,
+    }
     (folder / COST).write_text(json.dumps(cost) + "\n", encoding="utf-8")
     return True
 
@@ -110,25 +114,26 @@ def _table(settings: Sequence[Setting], output: Path, split: str) -> list[str]:
         runs = [r for seed in setting.seeds if (r := _read(output / f"{setting.name}-{seed}")) is not None]
         if not runs:
             continue
-        if setting.name == REFERENCE:
+        if setting.name == "beside":
             for system, label in BESIDE.items():
                 values = _metrics(runs, system, split)
                 lines.append(f"| {label} | {len(runs)} | {' | '.join(values)} | 0 | | | |")
+            continue
         trained = [run["training"] for run, _ in runs]
         shared, whole = trained[0]["trainable_shared"], trained[0]["backbone_parameters"]
         share = 100 * shared / (whole if shared == whole else whole + shared)
         numbers = [
             f"{share:.2f}",
-            f"{mean(t['seconds'] for t in trained):.0f}",
-            f"{mean(cost['cpu_seconds'] for _, cost in runs):.0f}",
-            f"{mean(cost['peak_mib'] for _, cost in runs):.0f}",
+            f"{median(t['seconds'] for t in trained):.0f}",
+            f"{median(cost['cpu_seconds'] for _, cost in runs):.0f}",
+            f"{median(cost['peak_mib'] for _, cost in runs):.0f}",
         ]
         lines.append(f"| {setting.name} | {len(runs)} | {' | '.join([*_metrics(runs, 'module', split), *numbers])} |")
     return lines
 
 
 def _metrics(runs: Sequence[tuple[dict[str, Any], dict[str, Any]]], system: str, split: str) -> list[str]:
-    """Mean, with the range over seeds where there are several."""
+    """Mean, with the range over seeds where there are several; costs are medians."""
     cells = []
     for task in METRICS:
         entries = [run["tasks"][task] for run, _ in runs]

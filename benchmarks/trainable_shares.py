@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 
 from manyskills.config import BackboneConfig, TrainConfig
+from manyskills.errors import UserError
 from manyskills.model.backbones import Backbone, describe
 from manyskills.model.methods.overview import overview
 
@@ -88,14 +89,19 @@ ROWS = [
     Row("ModernBERT-base", "Parallel d64 (revision)", 1.442, PARALLEL_FFN, "revision: one a layer"),
     Row("ModernBERT-base", "LoRA r32 (revision)", 2.992, _lora(r=32, targets=["Wqkv", "Wo"]),
         "revision: the suffix Wo takes the feed-forward's output projection too"),
+    Row("ModernBERT-base", "mLoRA r32, 4 B (revision)", 7.860, _mtl(["Wqkv", "Wo"]),
+        "revision: the suffix Wo takes the feed-forward's output projection too"),
     Row("ModernBERT-base", "Prefix 20 (revision)", 0.010, PREFIX,
-        "revision: 20 x 768 values in all, as for one layer's input; the method did not work there"),
+        "revision: 20 x 768 values in all"),
+    Row("DeepSeek-Coder 1.3B", "Serial d64 (revision)", 0.981, SERIAL),
     Row("DeepSeek-Coder 1.3B", "Parallel d64 (revision)", 0.493, PARALLEL_FFN, "revision: one a layer"),
     Row("DeepSeek-Coder 1.3B", "LoRA r32 (revision)", 0.732, _lora(r=32, targets=_proj("q", "k", "v")),
         "revision: q, k and v"),
     Row("DeepSeek-Coder 1.3B", "mLoRA r32, 4 B (revision)", 2.400, _mtl(_proj("q", "k", "v", "o")),
         "revision: q, k, v and output"),
     Row("DeepSeek-Coder 1.3B", "Prefix 20 (revision)", 0.153, PREFIX),
+    Row("Qwen2.5-Coder 1.5B", "Serial d64 (revision)", 0.714, SERIAL),
+    Row("Qwen2.5-Coder 1.5B", "Parallel d64 (revision)", 0.358, PARALLEL_FFN, "revision: one a layer"),
     Row("Qwen2.5-Coder 1.5B", "LoRA r32 (revision)", 0.385, _lora(r=32, targets=_proj("q", "k", "v")),
         "revision: q, k and v"),
     Row("Qwen2.5-Coder 1.5B", "mLoRA r32, 4 B (revision)", 1.180, _mtl(_proj("q", "k", "v", "o")),
@@ -160,6 +166,8 @@ def main() -> None:
     for row in ROWS:
         method = TrainConfig.model_validate({"tasks": TASKS, "method": row.method}).method
         (found,) = overview(backbones[row.backbone], [method], TASKS)
+        if isinstance(found, UserError):
+            raise found
         setting = " ".join(f"{key}={value}" if key != "name" else str(value) for key, value in row.method.items())
         print(f"| {row.backbone} | {row.published_as} | {row.published} | {100 * found.share:.3f} | "
               f"{found.trainable:,} | {setting} | {row.note} |")  # fmt: skip

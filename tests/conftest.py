@@ -99,7 +99,7 @@ def _network(family: str, tokenizer):
         case "t5" | "codet5":
             ffn = "gated-gelu" if family == "t5" else "relu"
             return hf.T5ForConditionalGeneration(
-                hf.T5Config(vocab_size=300, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2,
+                hf.T5Config(vocab_size=300, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=2,
                             feed_forward_proj=ffn, pad_token_id=1, eos_token_id=2, decoder_start_token_id=1)
             )  # fmt: skip
         case "llama":
@@ -107,16 +107,16 @@ def _network(family: str, tokenizer):
         case "qwen2":
             return hf.Qwen2ForCausalLM(hf.Qwen2Config(**common, **SIZES, **_DECODER))
         case "qwen3":
-            return hf.Qwen3ForCausalLM(hf.Qwen3Config(**common, **SIZES, **_DECODER, head_dim=16))
+            return hf.Qwen3ForCausalLM(hf.Qwen3Config(**common, **SIZES, **_DECODER, head_dim=24))
         case "mistral":
             return hf.MistralForCausalLM(hf.MistralConfig(**common, **SIZES, **_DECODER, sliding_window=8))
         case "gemma":
-            return hf.GemmaForCausalLM(hf.GemmaConfig(**common, **SIZES, **_DECODER, head_dim=16))
+            return hf.GemmaForCausalLM(hf.GemmaConfig(**common, **SIZES, **_DECODER, head_dim=24))
         case "gemma2":
-            return hf.Gemma2ForCausalLM(hf.Gemma2Config(**common, **SIZES, **_DECODER, head_dim=16, sliding_window=8))
+            return hf.Gemma2ForCausalLM(hf.Gemma2Config(**common, **SIZES, **_DECODER, head_dim=24, sliding_window=8))
         case "gemma3_text":
             config = hf.Gemma3TextConfig(
-                **common, **SIZES, **_DECODER, head_dim=16, sliding_window=8,
+                **common, **SIZES, **_DECODER, head_dim=24, sliding_window=8,
                 layer_types=["sliding_attention", "full_attention"],
             )  # fmt: skip
             return hf.Gemma3ForCausalLM(config)

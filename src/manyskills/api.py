@@ -125,7 +125,10 @@ class CodeModel:
             return np.empty(0)
         checked = check_rows(known, rows, labels_required=False)
         texts = [tuple(row[name] for name in known.inputs) for row in checked]
-        places = [str(row.get("id") or f"row {number}") for number, row in enumerate(rows, start=1)]
+        places = [
+            f"row {number}" if row.get("id") in (None, "") else str(row["id"])
+            for number, row in enumerate(rows, start=1)
+        ]
         examples, vectors_ND = self._encode_rows(task, texts, places)
         answer = task_outputs(self._model, {task: examples}, vectors_ND)[task]
         assert isinstance(answer, Probabilities)
@@ -141,7 +144,8 @@ class CodeModel:
             texts: Code or natural language.
             task: A search task whose head makes unit vectors to be compared by inner product; None: the backbone's
                 own vectors as every head gets them. Where the method gives each task vectors of its own (mtl_lora), a
-                task must be named; one that is no search gets the vectors that its head gets.
+                task must be named; one that is no search gets the vectors that its head gets, but for pairs with
+                `read: joint`: each text is encoded alone here, where the head gets a vector of both together.
 
         Raises:
             UserError: The task is unknown, is no search and has no vectors of its own, or is missing; or a text is

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manyskills.data.activation_store import ActivationStore, content_key
+from manyskills.data.activation_store import ABSENT, ActivationStore, content_key
 from manyskills.errors import UserError
 
 # Shape legend: B sequences, R tokens of all sequences one after another, H hidden size
@@ -39,7 +40,7 @@ def _check(store: ActivationStore, keys: list[bytes], lengths_B: np.ndarray, sta
 def test_states_come_back_padded_and_in_the_order_asked_for(tmp_path):
     keys, lengths_B, states_RH = _sequences(3, 1, 5)
     store = ActivationStore(tmp_path, WIDTH)
-    assert store.find(keys).tolist() == [-1, -1, -1]
+    assert (store.find(keys) == ABSENT).all()
     store.add(keys, lengths_B, states_RH)
     _check(store, keys, lengths_B, states_RH)
     more = _sequences(2, 7, first=10)
@@ -65,38 +66,85 @@ def test_a_reader_sees_what_another_adds_and_the_first_states_stay(tmp_path):
     assert (tmp_path / "states.bin").stat().st_size == 7 * WIDTH * 2
 
 
-def test_whatever_is_cut_off_is_a_whole_batch(tmp_path):
-    """A process may die, or a machine lose power, after any byte of either file."""
+def _files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("states.bin", "index.bin")}
+
+
+def _folder(path: Path, files: dict[str, bytes]) -> Path:
+    path.mkdir()
+    for name, content in files.items():
+        (path / name).write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("rest", [b"", b"\0" * 80, b"\x01" * 80], ids=["cut", "zeros", "other"])
+def test_whatever_is_cut_off_is_a_whole_batch(rest, tmp_path):
+    """A process may die, or a machine lose power, in the middle of either file's writing."""
     first, second = _sequences(3, 1), _sequences(2, 6, first=10)
-    whole = ActivationStore(tmp_path / "whole", WIDTH)
-    whole.add(*first)
-    sizes = {name: (tmp_path / "whole" / name).stat().st_size for name in ("states.bin", "index.bin")}
-    whole.add(*second)
-    for name, start in sizes.items():
-        content = (tmp_path / "whole" / name).read_bytes()
-        for end in range(start, len(content)):
-            for rest in (b"", b"\0" * (len(content) - end), b"\x01" * 50):
-                folder = tmp_path / f"{name}-{end}-{len(rest)}-{rest[:1].hex()}"
-                folder.mkdir()
-                for other in sizes:
-                    (folder / other).write_bytes((tmp_path / "whole" / other).read_bytes())
-                (folder / name).write_bytes(content[:end] + rest)
-                if name == "states.bin" and rest:
-                    continue  # states are on the disk before the index says so
-                if content == content[:end] + rest:
-                    continue  # the last record ends in zeros
-                _is_mended(folder, first, second)
+    store = ActivationStore(tmp_path / "whole", WIDTH)
+    store.add(*first)
+    before = _files(store.folder)
+    store.add(*second)
+    after = _files(store.folder)
+    new_states, new_index = (len(after[name]) - len(before[name]) for name in after)
+    header, record = 8, 32
+    assert new_index == header + 2 * record
+    for cut in (0, 5, new_states - 1):  # nothing says yet that there are states
+        torn = {"states.bin": after["states.bin"][: len(before["states.bin"]) + cut] + rest}
+        _is_mended(_folder(tmp_path / f"states-{cut}", before | torn), first, second)
+    for cut in (0, 3, header, header + 5, header + record, new_index - 9):
+        torn = {"index.bin": after["index.bin"][: len(before["index.bin"]) + cut] + rest}
+        _is_mended(_folder(tmp_path / f"index-{cut}", after | torn), first, second)
 
 
 def _is_mended(folder: Path, first, second) -> None:
     store = ActivationStore(folder, WIDTH)
-    assert store.find(second[0]).tolist() == [-1, -1]
+    assert (store.find(second[0]) == ABSENT).all()
     _check(store, *first)
     store.add(*second)
     _check(store, *second)
     again = ActivationStore(folder, WIDTH)
     _check(again, *first)
     _check(again, *second)
+
+
+def test_damage_below_what_others_may_have_read_is_an_error_and_not_written_over(tmp_path):
+    store = ActivationStore(tmp_path / "whole", WIDTH)
+    batches = [_sequences(3, 1, first=10 * number) for number in range(3)]
+    for batch in batches:
+        store.add(*batch)
+    files = _files(store.folder)
+    for position in (0, 5, 20):  # of the second batch: its length, its checksum, a record
+        index = bytearray(files["index.bin"])
+        index[len(index) // 3 + position] ^= 1
+        damaged = ActivationStore(_folder(tmp_path / str(position), files | {"index.bin": bytes(index)}), WIDTH)
+        _check(damaged, *batches[0])
+        with pytest.raises(UserError, match="damaged") as caught:
+            damaged.add(*batches[1])
+        assert "remove that folder" in (caught.value.hint or "")
+        assert (damaged.folder / "index.bin").read_bytes() == index
+    short = files | {"states.bin": files["states.bin"][:-1]}
+    with pytest.raises(UserError, match="damaged"):
+        ActivationStore(_folder(tmp_path / "short", short), WIDTH).find(batches[0][0])
+
+
+def test_a_removed_folder_stays_whole_for_who_has_it_open(tmp_path):
+    folder = tmp_path / "store"
+    one = ActivationStore(folder, WIDTH)
+    first, second, third = _sequences(3, 1), _sequences(2, 6, first=10), _sequences(5, first=20)
+    one.add(*first)
+    shutil.rmtree(folder)
+    two = ActivationStore(folder, WIDTH)
+    assert (two.find(first[0]) == ABSENT).all()
+    two.add(*second)
+    one.add(*third)
+    one.add(*second)
+    two.add(*first)
+    for store in (one, two, ActivationStore(folder, WIDTH)):
+        _check(store, *first)
+        _check(store, *second)
+    _check(one, *third)
+    assert (two.find(third[0]) == ABSENT).all()
 
 
 WRITER = """
@@ -106,7 +154,7 @@ sys.path.insert(0, sys.argv[3])
 from manyskills.data.activation_store import ActivationStore
 from tests.data.test_activation_store import WIDTH, _check, _sequences
 store = ActivationStore(Path(sys.argv[1]), WIDTH)
-for number in range(int(sys.argv[2]), 60, 2):  # every sequence is added by two of the three
+for number in range(int(sys.argv[2]), 40, 2):  # every sequence is added by two of the three
     batch = _sequences(3, 1, 4, first=number * 3)
     store.add(*batch)
     _check(store, *batch)
@@ -121,10 +169,10 @@ def test_several_processes_write_at_once(tmp_path):
         _, problem = process.communicate()
         assert process.returncode == 0, problem.decode()
     store = ActivationStore(tmp_path, WIDTH)
-    for number in range(60):
+    for number in range(40):
         _check(store, *_sequences(3, 1, 4, first=number * 3))
-    assert len(store) == 180
-    assert (tmp_path / "states.bin").stat().st_size == 60 * 8 * WIDTH * 2
+    assert len(store) == 120
+    assert (tmp_path / "states.bin").stat().st_size == 40 * 8 * WIDTH * 2
 
 
 @pytest.mark.parametrize("file", ["states.bin", "index.bin"])
@@ -136,7 +184,7 @@ def test_a_full_disk_is_one_sentence_and_spoils_nothing(file, tmp_path, monkeypa
     real = os.pwrite
 
     def full(descriptor, content, offset):
-        if Path(f"/proc/self/fd/{descriptor}").readlink().name != file:
+        if not os.path.samestat(os.fstat(descriptor), (tmp_path / file).stat()):
             return real(descriptor, content, offset)
         real(descriptor, content[:5], offset)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -148,7 +196,7 @@ def test_a_full_disk_is_one_sentence_and_spoils_nothing(file, tmp_path, monkeypa
     assert "activation_cache=false" in (caught.value.hint or "")
     if file == "states.bin":
         assert (tmp_path / file).stat().st_size == before, "what was written so far is given back"
-    assert ActivationStore(tmp_path, WIDTH).find(second[0]).tolist() == [-1, -1]
+    assert (ActivationStore(tmp_path, WIDTH).find(second[0]) == ABSENT).all()
     store.add(*second)
     _check(store, *first)
     _check(store, *second)
@@ -182,5 +230,23 @@ def test_states_that_are_no_numbers_are_refused(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="cannot read or write"):
         ActivationStore(tmp_path / "file" / "store", WIDTH)
+
+
+def test_a_file_that_cannot_be_read_is_said(tmp_path, monkeypatch):
+    store = ActivationStore(tmp_path, WIDTH)
+    batch = _sequences(2)
+    store.add(*batch)
+
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pread", broken)
+        with pytest.raises(UserError, match="cannot read or write"):
+            ActivationStore(tmp_path, WIDTH).find(batch[0])
+    with (tmp_path / "states.bin").open("r+b") as file:
+        file.truncate(3)
+    with pytest.raises(UserError, match="damaged"):
+        store.read(store.find(batch[0]))

@@ -180,3 +180,46 @@ def test_a_task_more_or_less_is_refused(copy):
     (folder / "tasks.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"unexpected \(first: flaky_tests"):
         load_model(folder, CPU)
+
+
+def test_a_module_of_0_1_0_is_still_read(backbone_folder, data_dir, tmp_path):
+    config = small_config(backbone_folder("bert"), data_dir, method={"name": "lora", "r": 2})
+    model, _ = warmed_up(config)
+    save_model(model, tmp_path, config)
+    content = json.loads((tmp_path / "tasks.json").read_text())
+    former = content["config"]["method"]
+    del former["targets"], former["layers"]
+    content["config"]["method"] = former | {"target_modules": None}
+    for key in ("gradient_checkpointing", "activation_cache", "optim"):
+        del content["config"][key]
+    (tmp_path / "tasks.json").write_text(json.dumps(content))
+    assert load_model(tmp_path, CPU).method == config.method
+
+
+def test_an_unknown_key_is_one_line(backbone_folder, data_dir, tmp_path):
+    config = small_config(backbone_folder("bert"), data_dir)
+    save_model(warmed_up(config)[0], tmp_path, config)
+    content = json.loads((tmp_path / "tasks.json").read_text())
+    content["config"]["method"]["ranks"] = 3
+    (tmp_path / "tasks.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"method\.lora\.ranks: Extra inputs are not permitted\n"):
+        read_tasks_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "value"),
+    [
+        ("mtl_lora", "tasks", ["flaky_tests", "code_search"]),
+        ("parallel_adapter", "scale", 3.0),
+        ("lora", "lora_alpha", 5),
+    ],
+)
+def test_an_adapter_of_the_same_shapes_and_other_numbers_is_refused(
+    method, key, value, backbone_folder, data_dir, tmp_path
+):
+    config = small_config(backbone_folder("bert"), data_dir, method=method, tasks=["code_search", "flaky_tests"])
+    save_model(warmed_up(config)[0], tmp_path, config)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(UserError, match=f"adapter_config.json: {key} is"):
+        load_model(tmp_path, CPU)

@@ -14,7 +14,7 @@ from manyskills.config import BackboneConfig, MethodConfig, TaskConfig
 from manyskills.model.backbones import load_backbone
 from manyskills.model.methods import METHODS
 from manyskills.model.multitask import MultiTaskModel
-from manyskills.model.trunk import Trunk, why_whole
+from manyskills.model.trunk import _STAND_INS, StandIn, Trunk, why_whole
 from tests.conftest import ALL_FAMILIES
 
 # Shape legend: B sequences, T tokens, H hidden size, D size of a vector
@@ -60,6 +60,7 @@ def test_lower_and_upper_are_the_whole(family, backbone_folder):
     expected = _gradients(model, whole_BD)
     names = list(model.state_dict())
     trunk = Trunk(model, 1)
+    assert trunk.problem() is None
     assert list(model.state_dict()) == names, "nothing is renamed"
     states_BTH = trunk.lower(ids_BT, mask_BT)
     assert not states_BTH.requires_grad
@@ -151,12 +152,64 @@ def test_the_fingerprint_is_of_what_decides_the_states(backbone_folder, tmp_path
     half = _model(str(copy))
     half.autocast_dtype = torch.bfloat16
     assert Trunk(half, 1).fingerprint() != first
+    half = _model(str(copy))
+    half.network.bfloat16()
+    assert Trunk(half, 1).fingerprint() != first, "so do the backbone's own number format"
+    eager = _model(str(copy))
+    eager.network.set_attn_implementation("eager")
+    assert Trunk(eager, 1).fingerprint() != first, "and the way attention is computed"
     other = Trunk(_model(str(copy)), 1)
     upper, lower = other._layers[1].attention.self.key.weight, other._layers[0].attention.self.key.weight
     upper.data[0, 0] += 1
     assert other.fingerprint() == first
     lower.data[0, 0] += 1e-3
     assert other.fingerprint() != first
+
+
+def test_a_quantised_backbone_has_states_of_its_own(backbone_folder):
+    pytest.importorskip("bitsandbytes")
+    folder = backbone_folder("qwen2")
+    quantised = MultiTaskModel(load_backbone(BackboneConfig(name=folder, quantize="nf4")), _method(), {})
+    trunk = Trunk(quantised, 1)
+    assert trunk.problem() is None
+    assert trunk.fingerprint() == Trunk(quantised, 1).fingerprint()
+    assert trunk.fingerprint() != Trunk(_model(folder), 1).fingerprint()
+
+
+class _NoBias(StandIn):
+    """Loses the first T5 block's position bias, which serves all."""
+
+    def __call__(self, states_BTH, *arguments, **options):
+        return super().__call__(states_BTH), None, None
+
+
+class _Tuple(StandIn):
+    """Returns what no layer expects."""
+
+    def __call__(self, states_BTH, *arguments, **options):
+        return (super().__call__(states_BTH),)
+
+
+class _NoGive(StandIn):
+    """Passes on what comes, not what was kept."""
+
+    def __call__(self, states_BTH, *arguments, **options):
+        super().__call__(states_BTH)
+        return states_BTH
+
+
+@pytest.mark.parametrize(
+    ("family", "stand_in", "said"),
+    [("t5", _NoBias, "not those of the whole"), ("t5", _Tuple, "Error: "), ("bert", _NoGive, "not those"),
+     ("modernbert", _Tuple, "Error: ")],
+)  # fmt: skip
+def test_a_trunk_that_another_library_walks_differently_says_so(family, stand_in, said, backbone_folder, monkeypatch):
+    monkeypatch.setitem(_STAND_INS, family, stand_in)
+    model = _model(backbone_folder(family))
+    ids_BT, mask_BT = _texts()
+    expected_BD = model.encode(ids_BT, mask_BT)
+    assert said in (Trunk(model, 1).problem() or "")
+    assert torch.equal(model.encode(ids_BT, mask_BT), expected_BD), "the whole network still works"
 
 
 def test_training_below_is_refused(backbone_folder):

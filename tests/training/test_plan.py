@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from manyskills.model.methods import METHODS
 from manyskills.training.plan import make_plan
 from manyskills.training.run import load_inputs, train
 from tests.conftest import FAMILIES
@@ -33,3 +34,11 @@ def test_frozen_run_needs_no_activations(backbone_folder, data_dir):
     plan = make_plan(small_config(backbone_folder("bert"), data_dir, method="frozen"))
     assert plan.method.trainable == 0
     assert plan.memory["single_pass"].activations == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
+def test_every_method_can_be_planned(method, family, backbone_folder, data_dir):
+    plan = make_plan(small_config(backbone_folder(family), data_dir, method=method))
+    assert plan.method.name == method
+    assert (plan.memory["single_pass"].activations > 0) == (method != "frozen")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from manyskills.data.long_texts import Long
     from manyskills.data.rows import SplitRows
     from manyskills.tasks import SplitName, Task
+    from manyskills.tasks.base import Text
 
 app = typer.Typer(help="Look at data and check it.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -33,8 +34,9 @@ class Source:
 
     place: str
     columns: Mapping[str, str]
-    max_length: int | None
-    long: Long
+    max_length: int | None = None
+    long: Long = "truncate"
+    joint: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +113,8 @@ def show(
     typer.echo(f"{len(found.rows)} of {found.total:,} rows of {found.source}", err=True)
 
 
-def token_lengths(backbone: str) -> Callable[[list[str]], list[int]]:
-    """Counts tokens, special ones included, as a backbone's tokenizer does.
+def token_lengths(backbone: str) -> Callable[[list[Text]], list[int]]:
+    """Counts tokens of texts, or of pairs that are read jointly, as a backbone's tokenizer does, special ones included.
 
     Raises:
         UserError: There is no such backbone.
@@ -123,7 +125,7 @@ def token_lengths(backbone: str) -> Callable[[list[str]], list[int]]:
 
     tokenizer, template = load_tokenizer(BackboneConfig.model_validate({"name": backbone}))
 
-    def count(texts: list[str]) -> list[int]:
+    def count(texts: list[Text]) -> list[int]:
         store = tokenize([Entry(text, 1 << 30) for text in texts], tokenizer, template, use_cache=False)
         return store.full_lengths_N.tolist()
 
@@ -158,29 +160,31 @@ def _sources(config: Path | None, overrides: list[str] | None, data: str | None,
     names = wanted or [name for name in all_tasks() if (folder / name).is_dir()]
     if not names:
         raise UserError(f"{folder} holds no folder of a task", f"it may hold {', '.join(all_tasks())}")
-    return Sources({name: Source(str(folder / name), {}, None, "truncate") for name in names}, None)
+    return Sources({name: Source(str(folder / name), {}) for name in names}, None)
 
 
 def _sources_of_config(path: Path, overrides: list[str], wanted: list[str] | None) -> Sources:
     from manyskills.config.file import load_config
     from manyskills.data.preparation import task_source
+    from manyskills.tasks import Kind, get_task
 
     config = load_config(path, overrides)
     for name in wanted or ():
         if name not in config.tasks:
             raise UserError(f"{path} has no task {name!r}", did_you_mean(name, config.tasks))
-    found = {
-        name: Source(task_source(config, name), options.columns, options.max_length or config.max_length, options.long)
-        for name, options in config.tasks.items()
-        if wanted is None or name in wanted
-    }
+    found: dict[str, Source] = {}
+    for name in wanted or config.tasks:
+        options = config.tasks[name]
+        limit = options.max_length or config.max_length
+        joint = options.read == "joint" and get_task(name).kind is Kind.PAIR
+        found[name] = Source(task_source(config, name), options.columns, limit, options.long, joint)
     return Sources(found, config.backbone.name)
 
 
 def _report(
     name: str,
     source: Source,
-    lengths: Callable[[list[str]], list[int]] | None,
+    lengths: Callable[[list[Text]], list[int]] | None,
     failures: list[UserError],
 ) -> TaskDataReport | None:
     """One task's report, or none if its data cannot be read; the reasons go to `failures`."""
@@ -203,7 +207,9 @@ def _report(
             failures.append(error)
     if len(failures) > before:
         return None
-    return check_data(task, splits, lengths=lengths, max_length=source.max_length, long=source.long)
+    return check_data(
+        task, splits, lengths=lengths, max_length=source.max_length, long=source.long, joint=source.joint
+    )
 
 
 def _all_failures(failures: list[UserError]) -> UserError:

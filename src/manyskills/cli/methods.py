@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,10 +34,14 @@ def methods(
     configs = _configurations({"name": backbone, "part": part}, names, changes or [])
     loaded = load_backbone(configs[0].backbone, weights=False)
     rows = list(overview(loaded, [config.method for config in configs], names))
+    facts = [row for row in rows if not isinstance(row, UserError)]
+    problems = {c.method.name: row for c, row in zip(configs, rows, strict=True) if isinstance(row, UserError)}
     if as_json:
-        typer.echo(json.dumps([row.to_dict() for row in rows], indent=2))
+        errors = [{"name": name, "error": problem.message, "hint": problem.hint} for name, problem in problems.items()]
+        typer.echo(json.dumps([*(row.to_dict() for row in facts), *errors], indent=2))
     else:
-        _print(rows, backbone, loaded.architecture.layers, len(names))
+        _print(facts, backbone, loaded.architecture.layers, len(names))
+        _print_problems(problems)
 
 
 def _configurations(backbone: dict[str, str], tasks: Sequence[str], changes: Sequence[str]) -> list[TrainConfig]:
@@ -71,7 +75,8 @@ def _print(rows: Sequence[MethodFacts], backbone: str, layers: int, tasks: int) 
 
     from manyskills.training.plan_text import size
 
-    title = f"{backbone}: {rows[0].backbone:,} parameters, {layers} layers; {tasks} tasks share the module"
+    sharing = f"{tasks} tasks share the module" if tasks > 1 else "one task has the module"
+    title = f"{backbone}: {rows[0].backbone:,} parameters, {layers} layers; {sharing}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("method", no_wrap=True)
     for heading in ("trainable", "share", "storage", "modules"):
@@ -83,3 +88,12 @@ def _print(rows: Sequence[MethodFacts], backbone: str, layers: int, tasks: int) 
         numbers = [f"{row.trainable:,}", share, size(row.storage), str(row.changed)]
         table.add_row(row.name, *numbers, row.where, row.shared, row.formula)
     Console(width=None if Console().is_terminal else 160).print(table)
+
+
+def _print_problems(problems: Mapping[str, UserError]) -> None:
+    """Methods that cannot be applied, those with the same reason together."""
+    reasons: dict[str, list[str]] = {}
+    for name, problem in problems.items():
+        reasons.setdefault(str(problem), []).append(name)
+    for reason, names in reasons.items():
+        typer.echo(f"{', '.join(names)}: {reason}", err=True)

@@ -5,35 +5,49 @@ What each name does is in `manyskills.model.methods`, where formulas and sources
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from manyskills.config.section import Fraction, Section
+from manyskills.config.section import Section
+
+
+def _layers(value: str) -> str:
+    if not re.fullmatch(r"all|last [1-9]\d*", value):
+        raise ValueError(f"wanted all, or last K with K from 1 (`last 2`), found {value!r}")
+    return value
+
+
+def _not_empty(value: list[str] | None) -> list[str] | None:
+    if value == [] or (value and not all(value)):
+        raise ValueError("wanted names of modules; leave the key out for the built-in table")
+    return value
+
 
 Layers = Annotated[
     str,
-    Field(
-        pattern=r"^(all|last [1-9]\d*)$",
-        description="all, or `last K`: only the top K layers change; the layers below run once for each text.",
-    ),
+    AfterValidator(_layers),
+    Field(description="all, or `last K`: only the top K layers change; the layers below run once for each text."),
 ]
 Targets = Annotated[
     list[str] | None,
+    AfterValidator(_not_empty),
     Field(description="Names of modules instead of the built-in table; for architectures that it does not know."),
 ]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 LinearSites = Annotated[
     Literal["attention", "all-linear"],
     Field(description="attention: query and value projections; all-linear: every linear layer."),
 ]
 Rank = Annotated[PositiveInt, Field(description="Rank of the update.")]
 Alpha = Annotated[PositiveInt, Field(description="Scale: the update is multiplied by lora_alpha / r.")]
-LoraDropout = Annotated[Fraction, Field(description="Dropout on the input of the update.")]
+LoraDropout = Annotated[Dropout, Field(description="Dropout on the input of the update.")]
 Bottleneck = Annotated[PositiveInt, Field(description="Width inside the adapter.")]
 Activation = Annotated[
     Literal["relu", "gelu", "silu", "tanh"], Field(description="Between the two projections of the adapter.")
 ]
-AdapterDropout = Annotated[Fraction, Field(description="Dropout inside the adapter, after the activation.")]
+AdapterDropout = Annotated[Dropout, Field(description="Dropout inside the adapter, after the activation.")]
 
 
 class FrozenConfig(Section):
@@ -58,6 +72,14 @@ class LoraConfig(Section):
     target: LinearSites = "attention"
     layers: Layers = "all"
     targets: Targets = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_name(cls, value: Any) -> Any:
+        """Modules that were trained with 0.1.0 say target_modules."""
+        if isinstance(value, dict) and "target_modules" in value and "targets" not in value:
+            return {"targets" if key == "target_modules" else key: kept for key, kept in value.items()}
+        return value
 
 
 class DoraConfig(Section):
@@ -107,7 +129,7 @@ class SerialAdapterConfig(Section):
 class ParallelAdapterConfig(Section):
     """A bottleneck beside the attention and the feed-forward block (He et al. 2022, arXiv 2110.04366).
 
-    `where: ffn` with `scale: 4` is the setting that its authors recommend.
+    `where: ffn` with `scale: 4` is its authors' scaled parallel adapter.
     """
 
     name: Literal["parallel_adapter"] = "parallel_adapter"
@@ -127,8 +149,8 @@ class PrefixTuningConfig(Section):
     length: PositiveInt = Field(default=20, description="Learnt positions in front of each attention.")
     projection: PositiveInt | None = Field(
         default=None,
-        description="Width of the network that makes the prefix while training (Li and Liang, section 4.3); none: the "
-        "keys and values are learnt as they are.",
+        description="Width of the network that makes the prefix (Li and Liang, section 4.3); none: the keys and values "
+        "are learnt as they are.",
     )
     layers: Layers = "all"
     targets: Targets = None

@@ -273,8 +273,13 @@ class TrainConfig(Section):
     def _method_fits(self) -> TrainConfig:
         if isinstance(self.method, FullConfig) and self.backbone.quantize:
             raise ValueError("backbone.quantize: method full trains every weight, and 4-bit weights cannot train")
+        given = self.method.model_dump(exclude_defaults=True)
+        chosen = next((key for key in ("target", "where") if key in given), None)
+        if "targets" in given and chosen:
+            raise ValueError(f"method.{chosen}: method.targets names the modules already; leave one of them out")
         if last_layers(self.method) and self.activation_cache and self.trunk_dropout:
-            raise ValueError("trunk_dropout: the cached layers below have no dropout; set activation_cache=false")
+            problem = "trunk_dropout: with method.layers=last K the states below are kept, without dropout"
+            raise ValueError(f"{problem}; set activation_cache=false")
         return self
 
     @model_validator(mode="after")

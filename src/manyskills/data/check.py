@@ -13,7 +13,7 @@ from typing import Any, Literal
 from manyskills.data.check_texts import Lengths, TextKeys, answer_inside, measure
 from manyskills.data.long_texts import Long
 from manyskills.data.rows import Row, SplitRows
-from manyskills.tasks.base import SPLITS, Kind, SplitName, Task
+from manyskills.tasks.base import SPLITS, Kind, SplitName, Task, Text
 
 EXAMPLES = 5
 GROUP_COLUMNS = ("project", "repo")
@@ -97,9 +97,10 @@ def check_data(
     task: Task,
     splits: Mapping[SplitName, SplitRows],
     *,
-    lengths: Callable[[list[str]], list[int]] | None = None,
+    lengths: Callable[[list[Text]], list[int]] | None = None,
     max_length: int | None = None,
     long: Long = "truncate",
+    joint: bool = False,
 ) -> TaskDataReport:
     """Check the splits of a task against each other and by themselves, in time linear in their size.
 
@@ -109,25 +110,29 @@ def check_data(
         lengths: Counts the tokens of texts; none: only characters are counted.
         max_length: Tokens that the model will see.
         long: What will be done with longer texts.
+        joint: The two texts of a pair will be read as one, which is what the limit is for.
     """
     keys = TextKeys()
     keyed: dict[SplitName, list[RowKey]] = {
         split: [_row_key(task, row, keys) for row in data.rows] for split, data in splits.items()
     }
-    tokens = keys.token_lengths(lengths) if lengths else None
+    read_keys, read = _joint(task, splits) if joint else (keys, keyed)
+    tokens = read_keys.token_lengths(lengths) if lengths else None
     reports: dict[SplitName, SplitReport] = {}
     problems: list[Problem] = [
         Problem("error", "missing split", f"there is no {split} split") for split in SPLITS if split not in splits
     ]
     for split, data in splits.items():
         repeats = _repeats(data.rows, keyed[split], task)
-        measured = _lengths(task, keyed[split], keys, tokens, max_length)
+        measured = {
+            name: measure(wanted, read_keys, tokens, max_length) for name, wanted in _columns(task, read[split], joint)
+        }
         reports[split] = _split_report(task, data, repeats, measured)
         problems += _split_problems(task, split, data.rows, keyed[split], repeats, reports[split])
         if long == "truncate":
             problems += _truncation_problems(split, reports[split])
         elif long == "error" and tokens and max_length:
-            problems += _long_text_problems(split, data.rows, keyed[split], tokens, max_length)
+            problems += _long_text_problems(split, data.rows, read[split], tokens, max_length)
     problems += _label_shift(task, reports)
     overlaps = tuple(_overlaps(task, splits, keyed))
     problems += [_leak(task, overlap) for overlap in overlaps if not overlap.what.startswith("group")]
@@ -139,6 +144,13 @@ def check_data(
 def _row_key(task: Task, row: Row, keys: TextKeys) -> RowKey:
     key = tuple(keys.key(row[name]) for name in task.inputs)
     return tuple(sorted(key)) if task.symmetric else key
+
+
+def _joint(task: Task, splits: Mapping[SplitName, SplitRows]) -> tuple[TextKeys, dict[SplitName, list[RowKey]]]:
+    """Keys of pairs that are read as one text, and each row's."""
+    first, second = task.inputs
+    keys = TextKeys()
+    return keys, {s: [(keys.key((row[first], row[second])),) for row in data.rows] for s, data in splits.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +175,12 @@ def _repeats(rows: list[Row], keyed: list[RowKey], task: Task) -> _Repeats:
     return found
 
 
-def _lengths(
-    task: Task, keyed: list[RowKey], keys: TextKeys, tokens: list[int] | None, max_length: int | None
-) -> dict[str, Lengths]:
-    if task.symmetric:
-        return {" and ".join(task.inputs): measure({k for key in keyed for k in key}, keys, tokens, max_length)}
-    return {
-        name: measure({key[index] for key in keyed}, keys, tokens, max_length) for index, name in enumerate(task.inputs)
-    }
+def _columns(task: Task, keyed: list[RowKey], joint: bool) -> Iterator[tuple[str, set[int]]]:
+    """The texts of which lengths are told together, and what they are called."""
+    if joint or task.symmetric:
+        yield (" with " if joint else " and ").join(task.inputs), {k for key in keyed for k in key}
+    else:
+        yield from ((name, {key[index] for key in keyed}) for index, name in enumerate(task.inputs))
 
 
 def _split_report(task: Task, data: SplitRows, repeats: _Repeats, lengths: dict[str, Lengths]) -> SplitReport:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from manyskills.tasks.base import Text
+
 NOT_WORD = re.compile(r"\W+")
 LEAST_WORDS = 3
 LEAST_CHARACTERS = 12
@@ -37,18 +39,18 @@ class Lengths:
 
 
 class TextKeys:
-    """Numbers texts so that those which differ only in white space have the same number."""
+    """Numbers texts, or pairs that are read jointly, so that those which differ only in white space have one number."""
 
     def __init__(self) -> None:
-        self._by_text: dict[str, int] = {}
-        self._by_normal: dict[str, int] = {}
-        self._texts: list[str] = []
+        self._by_text: dict[Text, int] = {}
+        self._by_normal: dict[tuple[str, ...], int] = {}
+        self._texts: list[Text] = []
 
-    def key(self, text: str) -> int:
+    def key(self, text: Text) -> int:
         """The number of a text."""
         known = self._by_text.get(text)
         if known is None:
-            known = self._by_normal.setdefault(" ".join(text.split()), len(self._texts))
+            known = self._by_normal.setdefault(tuple(" ".join(p.split()) for p in _parts(text)), len(self._texts))
             if known == len(self._texts):
                 self._texts.append(text)
             self._by_text[text] = known
@@ -56,11 +58,15 @@ class TextKeys:
 
     def characters(self, key: int) -> int:
         """How long the first text of that number is."""
-        return len(self._texts[key])
+        return sum(map(len, _parts(self._texts[key])))
 
-    def token_lengths(self, lengths: Callable[[list[str]], list[int]]) -> list[int]:
+    def token_lengths(self, lengths: Callable[[list[Text]], list[int]]) -> list[int]:
         """Tokens of every distinct text, in the order of their numbers."""
         return lengths(self._texts)
+
+
+def _parts(text: Text) -> tuple[str, ...]:
+    return (text,) if isinstance(text, str) else text
 
 
 def measure(wanted: Collection[int], keys: TextKeys, tokens: list[int] | None, max_length: int | None) -> Lengths:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -26,6 +27,7 @@ from manyskills.model.multitask import MultiTaskModel, build_model
 
 HEADS_FILE, TASKS_FILE = "heads.safetensors", "tasks.json"
 ADAPTER_FILE, FULL_FILE = "adapter_model.safetensors", "model.safetensors"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 GRAPH_FACTS_FILE = "onnx.json"
 """Marks a folder whose network is an ONNX graph, not weights for torch."""
 
@@ -102,8 +104,15 @@ def read_tasks_file(folder: Path) -> SavedTasks:
     except FileNotFoundError as error:
         wanted = f"{folder} holds no trained module: {TASKS_FILE} is missing"
         raise UserError(wanted, "give a run folder, or its best/ folder") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        wrong = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise UserError(f"{path} is not what manyskills writes: {wrong}", _RESTORE) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not what manyskills writes: {error}", "restore the file or train again") from error
+        raise UserError(f"{path} is not what manyskills writes: {error}", _RESTORE) from error
+
+
+_RESTORE = "restore the file, load it with the version that wrote it, or train again"
 
 
 def _with_own_backbone(config: TrainConfig, folder: Path) -> TrainConfig:
@@ -139,6 +148,8 @@ def load_weights(model: MultiTaskModel, folder: Path) -> None:
     Raises:
         UserError: As `load_model`.
     """
+    if model.has_adapter:
+        _refuse_other_adapter(model, folder / ADAPTER_CONFIG_FILE)
     if model.trains_backbone:
         name = ADAPTER_FILE if model.has_adapter else FULL_FILE
         _load_exactly(model.backbone, _read(folder / name), set(shared_state(model)), folder / name, model)
@@ -147,6 +158,29 @@ def load_weights(model: MultiTaskModel, folder: Path) -> None:
     _refuse_difference(expected, set(heads), folder / HEADS_FILE)
     with _explained(folder / HEADS_FILE):
         model.heads.load_state_dict(heads)
+
+
+_NO_NUMBERS = {"base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "task_type", "peft_version"}
+"""Keys of an adapter's configuration that do not change its answers. Which modules it is in is told by its weights."""
+
+
+def _refuse_other_adapter(model: MultiTaskModel, path: Path) -> None:
+    """Numbers that change the answers but no shape, such as a scale or the order of tasks, must be the same.
+
+    Raises:
+        UserError: They are not, or the file is missing or broken.
+    """
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}", "restore the file or train again") from error
+    here = model.backbone.peft_config[ADAPTER_NAME].to_dict()  # pyright: ignore
+    compared = (key for key in here if key in saved and key not in _NO_NUMBERS and not key.endswith("_modules"))
+    for key in compared:
+        mine = list(here[key]) if isinstance(here[key], (set, tuple)) else here[key]
+        if mine != saved[key]:
+            found = f"{path}: {key} is {saved[key]}, {TASKS_FILE} makes it {mine}"
+            raise UserError(found, "the adapter belongs to another configuration: restore both files from one run")
 
 
 def shared_state(model: MultiTaskModel) -> dict[str, torch.Tensor]:

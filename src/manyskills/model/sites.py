@@ -6,8 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
+import torch
 from torch import nn
 
 from manyskills.errors import UserError
@@ -169,25 +170,52 @@ def find_sites(model: nn.Module, model_type: str, kinds: Sequence[SiteKind], las
     return Match(tuple(found), "|".join(patterns))
 
 
-def find_targets(model: nn.Module, targets: Sequence[str], last: int | None, layers: int) -> Match:
-    """The modules whose full names end in the given ones, checked to be the same for every layer.
+def find_targets(model: nn.Module, targets: Sequence[str], last: int | None = None) -> Match:
+    """The modules whose full names end in the given ones, checked to be the same in every layer of a stack.
+
+    Args:
+        model: The backbone.
+        targets: Names, or endings of names by whole components.
+        last: Only those in so many layers at the top of their stack.
 
     Raises:
-        UserError: A name matches nothing, or the matches are not the same in each layer.
+        UserError: A name matches nothing, the matches are not the same in each layer, or one lies inside another.
     """
     names = [name for name, _ in model.named_modules() if name]
     for part in targets:
         if not any(_ends_in(name, part) for name in names):
             raise UserError(f"method.targets: {part!r} is the name of no module", _listed(model))
     found = [name for name in names if any(_ends_in(name, part) for part in targets)]
-    numbered = {name: int(number.group(1)) for name in found if (number := _LAYER_NUMBER.search(name))}
-    in_layer = Counter(numbered.values())
-    if len(in_layer) != layers or len(set(in_layer.values())) != 1 or len(numbered) != len(found):
-        wanted = f"method.targets would change {len(found)} modules, not the same number in each of {layers} layers"
-        raise UserError(wanted, _listed(model))
+    nested = next(((outer, name) for outer in found for name in found if name.startswith(f"{outer}.")), None)
+    if nested is not None:
+        raise UserError(f"method.targets: {nested[1]} lies inside {nested[0]}", "name one of them, by a longer name")
+    kept: list[str] = []
+    for stack in dict.fromkeys(_stack(name) for name in found):
+        kept += _of_stack(model, stack, [name for name in found if _stack(name) == stack], last)
+    return Match(tuple(kept), "|".join(re.escape(name) for name in kept))
+
+
+def _of_stack(model: nn.Module, stack: str, found: list[str], last: int | None) -> list[str]:
+    """Those of the found names of one stack that are in its last layers."""
+    pattern = re.compile(rf"{re.escape(stack)}(\d+)")
+    layers = sum(1 for name, _ in model.named_modules() if pattern.fullmatch(name))
+    in_layer = Counter(_number(name) for name in found)
+    if not stack or len(in_layer) != layers or len(set(in_layer.values())) != 1:
+        where = f"each of {layers} layers of {stack.rstrip('.')}" if stack else "each layer: they are outside of layers"
+        raise UserError(f"method.targets: {len(found)} modules, not the same number in {where}", _listed(model))
     first = 0 if last is None else layers - _at_most(last, layers)
-    found = [name for name in found if numbered[name] >= first]
-    return Match(tuple(found), "|".join(re.escape(name) for name in found))
+    return [name for name in found if _number(name) >= first]
+
+
+def _stack(name: str) -> str:
+    """What a module's name begins with, up to the number of its layer; empty where it is in no layer."""
+    number = _LAYER_NUMBER.search(name)
+    return name[: number.start() + 1] if number else ""
+
+
+def _number(name: str) -> int:
+    number = _LAYER_NUMBER.search(name)
+    return int(number.group(1)) if number else -1
 
 
 def number_of_layers(model: nn.Module, stack: Sites) -> int:
@@ -218,6 +246,16 @@ def _plain(stack: Sites) -> str:
     return stack.layer.replace("\\", "")
 
 
+def linear_sizes(module: nn.Module) -> tuple[int, int] | None:
+    """Input and output size of a linear layer (transformers' Conv1D of GPT-2 is one); None if it is none."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if type(module).__name__ == "Conv1D":
+        d_in, d_out = cast("torch.Tensor", module.weight).shape
+        return d_in, d_out
+    return None
+
+
 def _at_most(last: int, layers: int) -> int:
     if last > layers:
         raise UserError(f"method.layers: last {last} wanted, the backbone has {layers}", "set a smaller number or all")
@@ -233,6 +271,6 @@ def _listed(model: nn.Module) -> str:
     inside: dict[str, str] = {}
     for name, module in model.named_modules():
         if _LAYER_NUMBER.search(name):
-            size = f" ({module.in_features} -> {module.out_features})" if isinstance(module, nn.Linear) else ""
+            size = f" ({' -> '.join(map(str, sizes))})" if (sizes := linear_sizes(module)) else ""
             inside.setdefault(_LAYER_NUMBER.sub(".N.", name, count=1), size)
     return "modules are: " + ", ".join(f"{name}{size}" for name, size in sorted(inside.items()))

@@ -7,7 +7,8 @@ the next. So the list is where it is taken apart: for a lower pass the walk meet
 which pass the states on, and for an upper pass instead of the lower ones, where the first hands in states that were
 kept. Embeddings, masks, positions and the last normalisation are the network's own. Nothing is renamed, no hook is set,
 and only the walk meets stand-ins: gradient checkpointing computes a layer again from that layer's own inputs, so it
-does not matter what the list stands for by then.
+does not matter what the list stands for by then. How a network walks is not promised by transformers, so a trunk tries
+itself out before it is used (`Trunk.problem`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from manyskills.model.multitask import MultiTaskModel
 from manyskills.model.sites import SITES
 
 Layer = Callable[..., Any]
+
+SAME = 1e-4
+"""By how much of the largest value vectors may differ that are computed from the same numbers in the same order."""
 
 
 class Trunk:
@@ -67,12 +71,40 @@ class Trunk:
         with self._layers.upper_only(self.lower_layers, states_BTH):
             return self.model.encode(ids_BT, mask_BT)
 
+    @torch.no_grad()
+    def problem(self) -> str | None:
+        """What is wrong with the parts of two texts, the shorter one padded; None if they give what the whole gives.
+
+        Puts the model into evaluation mode.
+        """
+        self.model.eval()
+        ids_BT, mask_BT = self._probe()
+        try:
+            with self.model.routed(torch.zeros(len(ids_BT), dtype=torch.long, device=self.model.device)):
+                whole_BD = self.model.encode(ids_BT, mask_BT)
+                parts_BD = self.upper(self.lower(ids_BT, mask_BT), ids_BT, mask_BT)
+        except Exception as error:  # whatever another version of the library makes of the stand-ins
+            return f"{type(error).__name__}: {error}"
+        if (parts_BD - whole_BD).abs().max() <= SAME * whole_BD.abs().max():
+            return None
+        return "their vectors are not those of the whole network"
+
+    def _probe(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask of a text of 16 tokens and one of 6."""
+        pad = self.model.architecture.pad_id
+        mask_BT = torch.arange(16).expand(2, -1) < torch.tensor([[16], [6]])
+        ids_BT = torch.arange(3, 35).view(2, 16)
+        ids_BT = ids_BT.where(ids_BT != pad, 2).where(mask_BT, pad)
+        return ids_BT.to(self.model.device), mask_BT.long().to(self.model.device)
+
     def fingerprint(self) -> str:
-        """A hash of all that decides the lower states: the very numbers of the weights wherever they came from, the
-        network's configuration, number formats, how many layers, and the library that computes them."""
-        # transformers' version is in its configuration
-        config = {key: value for key, value in self.model.network.config.to_dict().items() if key[0] != "_"}
-        about = [self.lower_layers, str(self.model.autocast_dtype), config]
+        """A hash of what decides the lower states: the very numbers of the weights wherever they came from, the
+        network's configuration, number formats, kind of device and of attention, how many layers, and transformers'
+        version (it is in its configuration)."""
+        network = self.model.network.config
+        config = {key: value for key, value in network.to_dict().items() if key[0] != "_"}
+        computed = [str(self.model.autocast_dtype), self.model.device.type, network._attn_implementation]
+        about = [self.lower_layers, computed, config]
         digest = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=16)
         for name, tensor in self.model.network.state_dict().items():
             if not self._is_upper(name) and isinstance(tensor, torch.Tensor):

@@ -10,6 +10,7 @@ from manyskills.evaluation.table import render_markdown
 from manyskills.files import write_atomically
 from manyskills.model.backbones import hub_id
 from manyskills.model.methods import METHODS
+from manyskills.model.methods.base import placement
 from manyskills.training.run_folder import RunFolder
 
 
@@ -33,7 +34,7 @@ def card_values(folder: RunFolder, config: TrainConfig, results: Mapping[str, An
         "path": folder.path.name,
         "base_model": hub_id(config.backbone.name),
         "method": config.method.name,
-        "where": method.where(config.method),
+        "where": placement(config.method, method),
         "sharing": method.shared(config.method),
         "adapter": method.trains == "adapter",
         "plug_in": method.plug_in,

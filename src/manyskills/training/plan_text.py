@@ -31,7 +31,7 @@ def _method_lines(plan: Plan) -> list[str]:
     method = plan.method
     changed = f", {method.changed} modules changed" if method.changed else ""
     return [
-        f"{method.name} in {method.layers} layers: {method.where}{changed}; the tasks share {method.shared}",
+        f"{method.name}: {method.where}{changed}; the tasks share {method.shared}",
         f"{method.trainable:,} parameters train in the shared module ({method.share:.2%} of all; "
         f"{size(method.storage)} on disk) on a backbone of {method.backbone:,}, {plan.trainable_heads:,} in the heads",
     ]

@@ -147,6 +147,8 @@ class RunFolder:
         before, now = load_config(self.config_file).model_dump(), config.model_dump()
         ignored = {"output_dir", "report_to", "push_to_hub", "hub_model_id", "hub_private"}
         changed = [key for key in now if before[key] != now[key] and key not in ignored]
+        if list(before["tasks"]) != list(now["tasks"]) and "tasks" not in changed:
+            changed.append("tasks (their order)")  # a routed method knows its tasks by their places
         if changed:
             hint = "resume with the configuration it was started with, or choose another output_dir"
             raise UserError(f"{self.config_file}: the run was started with other values of {', '.join(changed)}", hint)

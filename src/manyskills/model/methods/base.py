@@ -15,7 +15,7 @@ from torch import nn
 
 from manyskills.config import MethodConfig, last_layers
 from manyskills.errors import UserError
-from manyskills.model.sites import Match, SiteKind, find_sites, find_targets
+from manyskills.model.sites import Match, SiteKind, find_sites, find_targets, linear_sizes
 
 if TYPE_CHECKING:
     from manyskills.model.backbones import Backbone
@@ -30,7 +30,7 @@ class Method(ABC):
         trains: Which weights of the shared module train, and so are saved: none, the backbone's own, or those of a peft
             adapter.
         equal_at_start: The adapted network answers as the backbone does until the first update.
-        mergeable: The update can be added to the backbone's weights.
+        mergeable: The trained network is one of the backbone's kind, once an update is added to the weights.
         routed: The vector of a text depends on the task that asks.
         undecayed: Parts of the names of parameters that weight decay leaves alone, such as scales that start at one.
         plug_in: It is a tuner of ours; peft alone cannot load what it saved.
@@ -74,9 +74,23 @@ def matched(backbone: Backbone, config: MethodConfig, kinds: Sequence[SiteKind])
         UserError: They are unknown, or not the same in each layer.
     """
     last, targets = last_layers(config), getattr(config, "targets", None)
-    if targets:
-        return find_targets(backbone.model, targets, last, backbone.architecture.layers)
-    return find_sites(backbone.model, backbone.architecture.model_type, kinds, last)
+    if not targets:
+        return find_sites(backbone.model, backbone.architecture.model_type, kinds, last)
+    match = find_targets(backbone.model, targets, last)
+    if _LINEAR_KINDS.issuperset(kinds):
+        _refuse_what_is_not_linear(backbone.model, match, config.name)
+    return match
+
+
+_LINEAR_KINDS: set[SiteKind] = {"query_value", "linear", "key_value", "attention_output", "ffn_output"}
+
+
+def _refuse_what_is_not_linear(model: nn.Module, match: Match, method: str) -> None:
+    for name in match.names:
+        module = model.get_submodule(name)
+        if linear_sizes(module) is None:
+            found = f"method.targets: {name} is a {type(module).__name__}"
+            raise UserError(f"{found}, {method} wanted a linear layer", "name the linear layers inside it")
 
 
 def attach(backbone: Backbone, peft_config: Any, match: Match, layer_class: type) -> nn.Module:
@@ -95,7 +109,7 @@ def attach(backbone: Backbone, peft_config: Any, match: Match, layer_class: type
     peft_config.target_modules = match.pattern
     peft_config.base_model_name_or_path = hub_id(backbone.config.name)
     peft_config.revision = backbone.config.revision
-    with warnings.catch_warnings(), _explained(type(peft_config).__name__):
+    with warnings.catch_warnings(), _explained():
         # peft asks transformers for a name that transformers is about to drop; neither is the user's business
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         model = peft.PeftModel(backbone.model, peft_config, adapter_name=ADAPTER_NAME)
@@ -106,14 +120,20 @@ def attach(backbone: Backbone, peft_config: Any, match: Match, layer_class: type
     return model
 
 
+def placement(config: MethodConfig, method: Method) -> str:
+    """Where a method sits with this configuration, for people."""
+    targets, last = getattr(config, "targets", None), last_layers(config)
+    where = f"on the modules named {', '.join(targets)}" if targets else method.where(config)
+    return where if last is None else f"{where}, in the last {last} layers"
+
+
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _explained() -> Iterator[None]:
     """A module that cannot carry the method was named by the user: the table's are tested."""
     try:
         yield
     except (ValueError, TypeError) as error:
-        problem = f"method.targets: {str(error).splitlines()[0]}"
-        raise UserError(problem, f"name modules of a kind that {what} can change, such as linear layers") from error
+        raise UserError(f"method.targets: {str(error).splitlines()[0]}", "name other modules") from error
 
 
 def train_own_dropout(model: nn.Module) -> None:

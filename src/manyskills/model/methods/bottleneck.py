@@ -21,7 +21,7 @@ from manyskills.model.backbones import Backbone
 from manyskills.model.methods.base import Method, attach, matched
 from manyskills.model.methods.plugin import register
 from manyskills.model.methods.wrapping import WrappingLayer, WrappingTuner
-from manyskills.model.sites import SiteKind
+from manyskills.model.sites import SiteKind, linear_sizes
 
 PEFT_TYPE = "BOTTLENECK_ADAPTER"
 PREFIX = "bottleneck_"
@@ -102,9 +102,11 @@ class BottleneckLayer(WrappingLayer):
             return self.base_layer(hidden, self._add_adapters(residual, residual))
         x = args[0] if args else kwargs["hidden_states"]
         out = self.base_layer(*args, **kwargs)
-        if isinstance(out, tuple):
-            return (self._add_adapters(out[0], x), *out[1:])
-        return self._add_adapters(out, x)
+        y = out[0] if isinstance(out, tuple) else out
+        if y.shape != x.shape:
+            found = f"method.targets: a {type(self.get_base_layer()).__name__} changes the size of its input"
+            raise UserError(found, "a parallel adapter goes beside blocks that keep it")
+        return (self._add_adapters(y, x), *out[1:]) if isinstance(out, tuple) else self._add_adapters(y, x)
 
     def _add_adapters(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """y + scale * adapter(x), for each adapter in use."""
@@ -114,10 +116,21 @@ class BottleneckLayer(WrappingLayer):
 
     def _adapter(self, x: torch.Tensor, name: str) -> torch.Tensor:
         down = self.bottleneck_down[name]
-        if not torch.is_autocast_enabled(x.device.type):  # which casts by itself; a second copy would be for nothing
+        if not _autocasts(x.device.type):  # which casts by itself; a second copy would be for nothing
             x = x.to(next(down.parameters()).dtype)
         inner = ACTIVATIONS[self.bottleneck_config[name].activation](down(x))
         return self.bottleneck_up[name](self.bottleneck_dropout[name](inner))
+
+
+def _refuse_other_sizes(target: nn.Module, width: int, name: str) -> None:
+    sizes = linear_sizes(target)
+    if sizes is not None and sizes != (width, width):
+        found = f"method.targets: {name} leads from size {sizes[0]} to {sizes[1]}"
+        raise UserError(f"{found}, a parallel adapter from {width} to {width}", "name whole blocks of that size")
+
+
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 class BottleneckTuner(WrappingTuner):
@@ -149,6 +162,7 @@ class BottleneckTuner(WrappingTuner):
             return
         if peft_config.placement == "parallel":
             width = self.model.config.hidden_size
+            _refuse_other_sizes(target, width, current_key)
         elif (width := getattr(target, "out_features", None)) is None:
             raise UserError(
                 f"serial_adapter goes behind a linear layer, {current_key} is a {type(target).__name__}",
@@ -166,7 +180,7 @@ class BottleneckAdapter(Method):
     it, and the backbone's layer norms stay frozen.
 
     parallel: f(x) + s up(act(down(x))) beside a sublayer f with input x; He et al. 2022 (arXiv 2110.04366, section
-    3.3, table 2). Where the network's module adds the residual itself (BERT), the adapter's output is added to the
+    3.3, table 1). Where the network's module adds the residual itself (BERT), the adapter's output is added to the
     residual: the same sum.
 
     Args:

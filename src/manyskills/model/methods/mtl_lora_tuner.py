@@ -20,6 +20,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 from torch.nn import functional
 
+from manyskills.errors import UserError
 from manyskills.model.methods.plugin import register
 
 PEFT_TYPE = "MTL_LORA"
@@ -159,8 +160,13 @@ class MtlLoraLinear(nn.Module, BaseTunerLayer):
         return update.reshape(*inner.shape[:-1], self.out_features)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Refused: one weight cannot hold what differs between tasks."""
-        raise NotImplementedError("MTL-LoRA cannot be merged: export one task as ordinary LoRA (as_lora), merge that")
+        """Refused: one weight cannot hold what differs between tasks.
+
+        Raises:
+            UserError: Always.
+        """
+        hint = "export one task as ordinary LoRA, and merge that: manyskills export RUN --format lora --task NAME"
+        raise UserError("mtl_lora cannot be merged: each task has a part of its own", hint)
 
     def unmerge(self) -> None:
         """Nothing is ever merged."""

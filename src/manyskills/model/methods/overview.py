@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from manyskills.config import MethodConfig, last_layers
+from manyskills.config import MethodConfig
+from manyskills.errors import UserError
 from manyskills.model.backbones import Backbone
 from manyskills.model.methods import METHODS, adapt
+from manyskills.model.methods.base import placement
 from manyskills.model.quantization import parameter_count
 
 
@@ -25,7 +27,6 @@ class MethodFacts:
         backbone: Parameters of the backbone as it was published.
         storage: Bytes of the trained weights on disk.
         changed: Modules of the network that the method changed.
-        layers: Layers that it is in; all, or the last K.
         where: Where it sits, for people.
         shared: What the tasks share, for people.
         formula: Trainable parameters as a formula.
@@ -38,7 +39,6 @@ class MethodFacts:
     backbone: int
     storage: int
     changed: int
-    layers: str
     where: str
     shared: str
     formula: str
@@ -68,15 +68,13 @@ def facts(network: nn.Module, config: MethodConfig, backbone_parameters: int) ->
 
     method = METHODS[config.name]
     trainable = [p for p in network.parameters() if p.requires_grad]
-    last = last_layers(config)
     return MethodFacts(
         name=config.name,
         trainable=sum(p.numel() for p in trainable),
         backbone=backbone_parameters,
         storage=sum(p.numel() * p.element_size() for p in trainable),
         changed=sum(isinstance(module, BaseTunerLayer) for module in network.modules()),
-        layers="all" if last is None else f"the last {last}",
-        where=method.where(config),
+        where=placement(config, method),
         shared=method.shared(config),
         formula=method.formula,
         equal_at_start=method.equal_at_start,
@@ -84,18 +82,21 @@ def facts(network: nn.Module, config: MethodConfig, backbone_parameters: int) ->
     )
 
 
-def overview(backbone: Backbone, configs: Sequence[MethodConfig], tasks: Sequence[str]) -> Iterator[MethodFacts]:
-    """Facts of each method on the same backbone.
+def overview(
+    backbone: Backbone, configs: Sequence[MethodConfig], tasks: Sequence[str]
+) -> Iterator[MethodFacts | UserError]:
+    """Facts of each method on the same backbone, or why it cannot be applied.
 
     Args:
         backbone: On the meta device; left as it is.
         configs: The methods.
         tasks: Names of the tasks that share the module.
-
-    Raises:
-        UserError: A method's sites are unknown or do not match the network.
     """
     size = parameter_count(backbone.model)
     for config in configs:
-        network = adapt(replace(backbone, model=copy.deepcopy(backbone.model)), config, tasks)
-        yield facts(network, config, size)
+        try:
+            network = adapt(replace(backbone, model=copy.deepcopy(backbone.model)), config, tasks)
+        except UserError as error:
+            yield error
+        else:
+            yield facts(network, config, size)

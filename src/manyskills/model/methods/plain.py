@@ -15,6 +15,7 @@ class Frozen(Method):
     """Heads on the backbone as it was published: the vectors never change, so each is computed once."""
 
     trains = "nothing"
+    mergeable = True
     formula = "0"
 
     def apply(self, backbone: Backbone, config: FrozenConfig, tasks: Sequence[str]) -> nn.Module:
@@ -34,6 +35,7 @@ class Full(Method):
     """Full fine-tuning, in float32: in half precision small updates are lost."""
 
     trains = "backbone"
+    mergeable = True
     formula = "every weight"
 
     def apply(self, backbone: Backbone, config: FullConfig, tasks: Sequence[str]) -> nn.Module:
