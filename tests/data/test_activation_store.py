@@ -246,7 +246,39 @@ def test_a_file_that_cannot_be_read_is_said(tmp_path, monkeypatch):
         patched.setattr(os, "pread", broken)
         with pytest.raises(UserError, match="cannot read or write"):
             ActivationStore(tmp_path, WIDTH).find(batch[0])
-    with (tmp_path / "states.bin").open("r+b") as file:
-        file.truncate(3)
+    for name in ("states.bin", "index.bin"):
+        os.truncate(tmp_path / name, 3)
+        with pytest.raises(UserError, match="damaged"):
+            store.add(*_sequences(1, first=9))
     with pytest.raises(UserError, match="damaged"):
         store.read(store.find(batch[0]))
+
+
+def test_what_others_may_have_read_stays_when_the_disk_does_not_confirm_it(tmp_path, monkeypatch):
+    one, two = ActivationStore(tmp_path, WIDTH), ActivationStore(tmp_path, WIDTH)
+    first, second = _sequences(3), _sequences(2, 5, first=10)
+    calls = iter([None, OSError(errno.EIO, os.strerror(errno.EIO))])
+
+    def broken(descriptor):
+        if problem := next(calls):
+            raise problem
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", broken)
+        with pytest.raises(UserError, match="cannot read or write"):
+            one.add(*first)
+    _check(two, *first)
+    one.add(*second)
+    for store in (one, two):
+        _check(store, *first)
+        _check(store, *second)
+
+
+def test_keys_of_any_bytes_are_told_apart(tmp_path):
+    keys = [bytes(16), b"\0" * 15 + b"\1", b"\1" + bytes(15), b"\1\0\1" + bytes(13), b"\xff" * 16, b"\xff" + bytes(15)]
+    store = ActivationStore(tmp_path, WIDTH)
+    for number, key in enumerate(keys):
+        assert (store.find([key]) == ABSENT).all()
+        store.add([key], np.array([1]), np.full((1, WIDTH), number, dtype=np.float32))
+    for reader in (store, ActivationStore(tmp_path, WIDTH)):
+        assert reader.read(reader.find(keys)).states_BTH[:, 0, 0].tolist() == list(range(len(keys)))

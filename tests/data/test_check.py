@@ -3,11 +3,14 @@ import json
 import pytest
 from rich.console import Console
 
+from manyskills.cli import app as cli
+from manyskills.config.file import dump_config
 from manyskills.data.check import check_data
 from manyskills.data.check_report import print_report
 from manyskills.data.rows import SplitRows
 from manyskills.tasks import get_task
 from tests.data.helpers import defects
+from tests.training.helpers import small_config
 
 
 def split_rows(task, split, rows, synthetic=None):
@@ -135,6 +138,44 @@ def test_long_texts_are_a_problem_only_where_something_is_lost_or_refused(long, 
         assert first.examples[0] == "train:82"
     print_report([report], Console(width=150))
     assert told in capsys.readouterr().out
+
+
+def test_a_pair_that_is_read_jointly_is_one_text():
+    def pair(*sizes):
+        return {"code1": "a" * sizes[0], "code2": "b" * sizes[1], "label": 1}
+
+    def count(texts):
+        return [sum(map(len, [text] if isinstance(text, str) else text)) for text in texts]
+
+    rows = [pair(5, 5), pair(6, 5), pair(5, 6), pair(3, 3), pair(3, 3)]
+    options = {"lengths": count, "max_length": 10, "long": "error"}
+    assert not [p for p in check("clone_detection", rows, **options).problems if p.kind == "long texts"]
+    report = check("clone_detection", rows, **options, joint=True)
+    (problem,) = (p for p in report.problems if p.kind == "long texts")
+    assert problem.message == "train: 2 of 5 rows (40.0%) hold over 10 tokens, which long=error refuses"
+    assert problem.examples == ("train:2", "train:3")
+    lengths = report.splits["train"].lengths["code1 with code2"]
+    assert (lengths.texts, lengths.tokens.max, lengths.characters.max) == (4, 11, 11)
+    assert report.splits["train"].duplicates == 1
+    assert check("clone_detection", rows, **options | {"long": "truncate"}, joint=True).splits["train"].lengths == (
+        report.splits["train"].lengths
+    )
+
+
+def test_what_training_refuses_is_an_error(backbone_folder, data_dir, tmp_path, capsys):
+    """Each function alone is within the limit."""
+    task = {"clone_detection": {"read": "joint", "long": "error"}}
+    config = small_config(backbone_folder("bert"), data_dir, tmp_path / "run", tasks=task, max_length=45)
+    (tmp_path / "run.yaml").write_text(dump_config(config))
+    assert cli.run(["train", str(tmp_path / "run.yaml"), "--dry-run"]) == 2
+    assert "wanted at most 45 tokens" in capsys.readouterr().err
+    assert cli.run(["data", "check", str(tmp_path / "run.yaml"), "--json"]) == 0
+    (report,) = json.loads(capsys.readouterr().out)
+    assert report["splits"]["train"]["lengths"]["code1 with code2"]["tokens"]["max"] > 45
+    assert any(p["kind"] == "long texts" for p in report["problems"])
+    assert cli.run(["data", "check", str(tmp_path / "run.yaml"), "tasks.clone_detection.read=separate", "--json"]) == 0
+    (report,) = json.loads(capsys.readouterr().out)
+    assert not any(p["kind"] == "long texts" for p in report["problems"])
 
 
 def test_groups_are_told_not_blamed():

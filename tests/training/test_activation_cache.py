@@ -1,9 +1,10 @@
-"""Training on the last layers with the lower ones' states from disk, killed and not, alone and in two processes."""
+"""Training on the last layers with the lower ones' states from disk, killed and not."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,11 @@ from safetensors.torch import load_file
 
 from manyskills.config.file import dump_config
 from manyskills.data.activation_store import STATE_BYTES, ActivationStore
+from manyskills.errors import UserError
 from manyskills.model.activations import cached_trunk
+from manyskills.model.trunk import Trunk
 from manyskills.training import run as run_module
+from manyskills.training import systems
 from manyskills.training.plan import make_plan
 from manyskills.training.plan_text import plan_text
 from manyskills.training.vectors import BackboneVectors
@@ -83,7 +87,7 @@ def test_gradients_are_those_of_the_whole_network(step_memory, checkpointing, co
         return {name: p.grad.clone() for name, p in model.shared_parameters() if p.grad is not None}
 
     expected = gradients(None)
-    found = gradients(cached_trunk(model, 1, prepared.store))
+    found = gradients(cached_trunk(Trunk(model, 1), prepared.store))
     for name, gradient in expected.items():
         assert gradient.abs().sum() > 0
         torch.testing.assert_close(found[name], gradient, rtol=2e-2, atol=2e-2 * float(gradient.abs().max()))
@@ -111,14 +115,24 @@ def whole(backbone_folder, data_dir, tmp_path_factory) -> Path:
         return _train(small_config(backbone_folder("bert"), data_dir, folder / "run", **CHANGES)).path
 
 
-@pytest.mark.parametrize(("calls", "after"), [(1, False), (4, True), (9, False)])
-def test_killed_around_a_write_it_continues_to_the_same_weights(calls, after, whole, config, monkeypatch):
-    """In the first validation, between two of its chunks, and in a step."""
+def _lines(config) -> int:
+    """How many lines metrics.jsonl has, which say where a run is: valid 0, train 1, 2, 3, valid 3, train 4 ..."""
+    file = Path(config.output_dir) / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+@pytest.mark.parametrize(
+    ("line", "number", "after"),
+    [(0, 1, False), (0, 4, True), (5, 2, False)],
+    ids=["first-validation", "between-its-chunks", "in-step-4"],
+)
+def test_killed_around_a_write_it_continues_to_the_same_weights(line, number, after, whole, config, monkeypatch):
     killed = config()
-    real, count = ActivationStore.add, iter(range(1, 10_000))
+    real, here = ActivationStore.add, []
 
     def dying(self, *arguments):
-        hit = next(count) == calls
+        here.append(_lines(killed) == line)
+        hit = here[-1] and sum(here) == number
         if hit and not after:
             raise Killed
         real(self, *arguments)
@@ -129,6 +143,7 @@ def test_killed_around_a_write_it_continues_to_the_same_weights(calls, after, wh
         patched.setattr(ActivationStore, "add", dying)
         with pytest.raises(Killed):
             _train(killed)
+    assert _lines(killed) == line
     _assert_same(_train(killed, resume=True).path, whole)
 
 
@@ -140,27 +155,100 @@ def _assert_same(folder: Path, expected: Path) -> None:
 
 DRIVER = """
 import os, signal, sys
+from pathlib import Path
 from manyskills.cli import app as cli
 
-calls, real, count = int(sys.argv[1]), os.pwrite, iter(range(1, 10_000))
+cache, metrics, real, here = Path(os.environ["MANYSKILLS_CACHE"]), Path(sys.argv[2]), os.pwrite, []
 def dying(descriptor, content, offset):
-    if next(count) == calls:
-        real(descriptor, content[: len(content) // 2], offset)
-        os.kill(os.getpid(), signal.SIGKILL)
+    (index,) = cache.glob("activations/*/index.bin")
+    if metrics.exists() and len(metrics.read_text().splitlines()) == 3:
+        here.append(os.path.samestat(os.fstat(descriptor), index.stat()))
+        if here[-1] and sum(here) == 2:
+            real(descriptor, content[: len(content) // 2], offset)
+            os.kill(os.getpid(), signal.SIGKILL)
     return real(descriptor, content, offset)
 os.pwrite = dying
-sys.exit(cli.run(["train", sys.argv[2], "--resume", "--quiet"]))
+sys.exit(cli.run(["train", sys.argv[1], "--resume", "--quiet"]))
 """
 
 
 def test_kill_minus_nine_in_the_middle_of_a_write(whole, config, tmp_path):
-    """Of a chunk's index, when its states are there already."""
+    """Of the index of step 3's second chunk, when its states are there already."""
     killed = config()
     (tmp_path / "run.yaml").write_text(dump_config(killed))
-    command = [sys.executable, "-c", DRIVER, "24", str(tmp_path / "run.yaml")]
+    metrics = Path(killed.output_dir) / "metrics.jsonl"
+    command = [sys.executable, "-c", DRIVER, str(tmp_path / "run.yaml"), str(metrics)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert _lines(killed) == 3
     _assert_same(_train(killed, resume=True).path, whole)
+
+
+def test_a_folder_that_is_removed_costs_nothing(whole, config, tmp_path, monkeypatch):
+    """In the middle of the run, and so that nothing can be written there at its end."""
+    made, real = config(), ActivationStore.add
+
+    def removing(self, *arguments):
+        real(self, *arguments)
+        if _lines(made) == 3 and self.folder.exists():
+            shutil.rmtree(tmp_path / "cache" / "activations")
+            (tmp_path / "cache" / "activations").write_text("in the way")
+
+    monkeypatch.setattr(ActivationStore, "add", removing)
+    _assert_same(_train(made).path, whole)
+    assert (tmp_path / "cache" / "activations").is_file()
+
+
+def test_a_head_that_is_lost_on_disk_is_seen(config, monkeypatch):
+    real = systems.load_model
+
+    def losing(folder, device):
+        model = real(folder, device)
+        for p in model.head("flaky_tests").parameters():
+            p.data.zero_().sub_(1)
+        return model
+
+    monkeypatch.setattr(systems, "load_model", losing)
+    with pytest.raises(RuntimeError, match=r"does not hold what was trained: flaky_tests"):
+        _train(config(max_steps=2, eval_steps=2))
+
+
+def test_no_room_is_said_before_the_first_step(config, monkeypatch):
+    made = config()
+    monkeypatch.setattr(ActivationStore, "free_bytes", property(lambda self: 100))
+    with pytest.raises(UserError, match="wanted for the states"):
+        _train(made)
+    assert _lines(made) == 0
+
+
+COMBINED = {
+    "method": {"name": "mtl_lora", "r": 2, "layers": "last 1"},
+    "tasks": {"flaky_tests": {"long": "window", "max_length": 12}, "defect_detection": {}},
+    "gradient_checkpointing": True,
+    "step_memory": "cached",
+    "heads_first": True,
+    "max_steps": 2,
+    "eval_steps": 1,
+}
+
+
+@pytest.mark.parametrize("changes", [COMBINED, {"method": METHOD | {"name": "qlora"}}], ids=["combined", "qlora"])
+def test_with_other_choices(changes, config, tmp_path):
+    if changes is not COMBINED:
+        pytest.importorskip("bitsandbytes")
+    said: list[str] = []
+    runs = [
+        run_module.train(config(name, **changes, activation_cache=name == "with"), announce=said.append)
+        for name in ("with", "without")
+    ]
+    assert any("kept in" in sentence for sentence in said)
+    assert any("windows" in sentence for sentence in said) == (changes is COMBINED)
+    losses = [[r["loss"] for r in _records(run.path) if r["kind"] == "train"] for run in runs]
+    for one, other in zip(*losses, strict=True):
+        assert one == pytest.approx(other, rel=2e-2)
+    assert losses[0] != losses[1]
+    (states,) = (tmp_path / "cache" / "activations").glob("*/states.bin")
+    assert states.stat().st_size
 
 
 def test_the_plan_says_what_is_kept(config, tmp_path):
@@ -169,7 +257,7 @@ def test_the_plan_says_what_is_kept(config, tmp_path):
     assert plan.lower_layers is not None
     assert plan.lower_layers.count == 1
     assert plan.lower_layers.disk == plan.lower_layers.tokens * 32 * STATE_BYTES
-    assert "everything below the last 1 layers runs once for each text" in plan_text(plan)
+    assert "once for each text" in plan_text(plan)
     _train(config("run", max_steps=40, eval_steps=40))
     (states,) = (tmp_path / "cache" / "activations").glob("*/states.bin")
     assert 0.8 * plan.lower_layers.disk < states.stat().st_size <= plan.lower_layers.disk

@@ -207,9 +207,7 @@ def _report(
             failures.append(error)
     if len(failures) > before:
         return None
-    return check_data(
-        task, splits, lengths=lengths, max_length=source.max_length, long=source.long, joint=source.joint
-    )
+    return check_data(task, splits, lengths=lengths, max_length=source.max_length, long=source.long, joint=source.joint)
 
 
 def _all_failures(failures: list[UserError]) -> UserError:

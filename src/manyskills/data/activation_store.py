@@ -222,7 +222,8 @@ class ActivationStore:
         self._read_to += len(batches) * _HEADER.size + records.nbytes
 
     def _refuse_damage(self) -> None:
-        """What is behind the last batch may be torn, but no whole batch is: others may have read that one."""
+        """Nothing is missing, and behind the last batch is at most a torn one: others may have read a whole one."""
+        self._require_rows(self._rows)
         unread = self._unread()
         later = range(_HEADER.size, len(unread), _HEADER.size)
         if any(True for at in later for _ in _whole_batches(unread[at:])):
@@ -239,7 +240,9 @@ class ActivationStore:
     def _unread(self) -> memoryview:
         """What is in the index behind the batches that this process knows."""
         size = os.fstat(self._index).st_size - self._read_to
-        return memoryview(os.pread(self._index, size, self._read_to) if size > 0 else b"")
+        if size < 0:
+            raise self._damaged()
+        return memoryview(os.pread(self._index, size, self._read_to))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -41,14 +41,12 @@ def _lower_lines(plan: Plan) -> list[str]:
     lower = plan.lower_layers
     if lower is None:
         return []
-    once = f"everything below {plan.method.layers} layers runs once for each text ({lower.tokens:,} different tokens)"
+    once = f"the lower {lower.count} layers run once for each text ({lower.tokens:,} different tokens)"
     return [f"{once}; its states take {size(lower.disk)} on disk"]
 
 
 def _memory_line(how: str, memory: Memory, chosen: bool) -> str:
-    parts = (
-        f"weights {size(memory.weights)}, training {size(memory.training)}, activations {size(memory.activations)}"
-    )
+    parts = f"weights {size(memory.weights)}, training {size(memory.training)}, activations {size(memory.activations)}"
     mark = " (chosen)" if chosen else ""
     return f"about {size(memory.total)} of memory with step_memory={how}{mark}: {parts}"
 

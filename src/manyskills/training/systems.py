@@ -68,9 +68,7 @@ def _as_in_training(config: TrainConfig, model: MultiTaskModel, prepared: Prepar
     return task_outputs(model, prepared.examples["valid"], vectors_ND)
 
 
-def _check_reload(
-    valid: Mapping[str, Mapping[str, float]], tolerance: float, folder: RunFolder, step: int
-) -> None:
+def _check_reload(valid: Mapping[str, Mapping[str, float]], tolerance: float, folder: RunFolder, step: int) -> None:
     """What was saved must be what was chosen; a head that is lost on the way to disk shows here."""
     records = [r for r in folder.read_metrics() if r["kind"] == "valid" and r["step"] == step]
     for name, value in records[-1]["primary"].items() if records else ():
