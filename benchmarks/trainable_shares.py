@@ -114,7 +114,14 @@ def _configurations() -> dict[str, Callable[[], tuple[Any, BackboneConfig]]]:
     """Sizes from the model cards' config.json."""
     import transformers as hf
 
-    t5 = {"vocab_size": 32100, "d_model": 1024, "d_kv": 64, "d_ff": 4096, "num_layers": 24, "num_heads": 16}
+    t5: dict[str, Any] = {
+        "vocab_size": 32100,
+        "d_model": 1024,
+        "d_kv": 64,
+        "d_ff": 4096,
+        "num_layers": 24,
+        "num_heads": 16,
+    }
     return {
         "UniXcoder": lambda: (
             hf.RobertaConfig(vocab_size=51416, max_position_embeddings=1026, type_vocab_size=10),
