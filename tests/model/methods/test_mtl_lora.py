@@ -186,7 +186,7 @@ def test_several_adapters_disabling_deleting_unloading():
         second = _by_hand(layer, x_BTI, [1, 0], alpha=4, name="other")
         _close(model(x_BTI), second)
         assert np.abs(second - bare.numpy()).max() > 0.1
-        with pytest.raises(NotImplementedError, match="export one task"):
+        with pytest.raises(UserError, match="export one task"):
             model.merge_adapter()
         model.delete_adapter("default")
         _close(model(x_BTI), second)
