@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+BENCHMARKS = training_step activation_cache pair_scoring search_ranks encoding four_skills step_memory growth
 
-.PHONY: demo test clean
+.PHONY: demo test bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +21,12 @@ test: $(STAMP)  ## lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -n 2
+
+bench: $(STAMP)  ## every claim of speed, measured (DATA=folder with one folder a task; else mined): benchmarks/results/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
+	for name in $(BENCHMARKS); do \
+		$(BIN)/python benchmarks/$$name.py $(if $(DATA),--data $(DATA)) || exit 1; \
+	done
 
 clean:  ## remove the environment and everything that demo made
 	rm -rf $(VENV) demo

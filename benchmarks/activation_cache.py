@@ -1,6 +1,6 @@
 """Time of an epoch: LoRA on all layers, on the last K, and on the last K with the lower layers' states from disk.
 
-    python benchmarks/activation_cache.py [--data path/to/data] [--output activation_cache.json]
+    python benchmarks/activation_cache.py [--data path/to/data]
 
 The three train on the same rows in the same steps, heads, optimiser and all, in one process; rounds take turns, so
 that whatever else the machine does hits all of them. MiniLM (6 layers of 384) has its own weights; the network of
@@ -10,22 +10,17 @@ mined from the Python standard library. The first epoch with the cache, which fi
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import tempfile
-import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from manyskills.config import TrainConfig
-from manyskills.data.mining import MiningLimits, mine_python
+from manyskills.data.mining import MiningLimits
 from manyskills.data.sampling import Phase, Sampler
-from manyskills.data.tokens import CACHE_VARIABLE
 from manyskills.model.activations import training_encoder
 from manyskills.training.balancing import build_balancing
 from manyskills.training.loop import positive_shares
@@ -35,23 +30,29 @@ from manyskills.training.run import load_inputs
 from manyskills.training.schedule import Schedule
 from manyskills.training.step import accumulate_gradients
 from manyskills.training.vectors import BackboneVectors
+from measuring import (
+    TASKS,
+    UNIXCODER_SIZE,
+    Table,
+    backbone_name,
+    bars,
+    benchmark_parser,
+    data_folder,
+    interleaved,
+    machine,
+    measured,
+    medians,
+    own_cache,
+    ratios,
+    write_report,
+)
 
-TASKS = ("clone_detection", "defect_detection", "flaky_tests", "code_search")
 CACHE = "last K, cached"
-ROBERTA = "random-roberta"
 VARIANTS: dict[str, dict[str, Any]] = {
     "all layers": {},
     "last K": {"activation_cache": False},
     CACHE: {"activation_cache": True},
 }
-
-
-@dataclass(frozen=True)
-class Seconds:
-    """What an epoch took."""
-
-    wall: float
-    cpu: float
 
 
 class Epochs:
@@ -72,45 +73,34 @@ class Epochs:
         self.sampler = Sampler(train, config.sampling, config.batch_size, config.seed, positive_shares(config))
         self.balancing = build_balancing(config.balancing, list(config.tasks), alone.device)
         self.optimizer = Optimizer(self.model, config, self.steps)
+        self.tokens = 0
 
-    def run(self) -> tuple[Seconds, int]:
-        """The steps of the first epoch (again), as the training loop takes them; also gives the tokens encoded."""
-        tokens, wall, cpu = 0, time.perf_counter(), time.process_time()
+    def run(self) -> None:
+        """The steps of the first epoch (again), as the training loop takes them."""
+        self.tokens = 0
         for step in range(self.steps):
             batch = self.sampler.at(step, [Phase(0, tuple(self.config.tasks))])
             self.model.train()
             result = accumulate_gradients(self.model, self.source, batch, self.balancing, step)
             self.optimizer.update(step)
-            tokens += int(self.prepared.store.lengths_N[result.unique_N].sum())
-        return Seconds(time.perf_counter() - wall, time.process_time() - cpu), tokens
+            self.tokens += int(self.prepared.store.lengths_N[result.unique_N].sum())
 
 
 def measure(backbone: str, data: Path, last: int, rows: int, rounds: int) -> dict[str, Any]:
     """Seconds of every variant's epochs, in turns."""
     variants = {name: Epochs(_config(backbone, data, last, rows, name)) for name in VARIANTS}
-    filling, tokens = variants[CACHE].run()
-    times: dict[str, list[Seconds]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, epochs in variants.items():
-            times[name].append(epochs.run()[0])
-    middle = {
-        name: Seconds(median(one.wall for one in found), median(one.cpu for one in found))
-        for name, found in times.items()
-    }
-    ratios = {
-        clock: {name: getattr(middle[name], clock) / getattr(middle[CACHE], clock) for name in variants}
-        for clock in ("wall", "cpu")
-    }
+    filling = measured(variants[CACHE].run)
+    costs = interleaved({name: epochs.run for name, epochs in variants.items()}, rounds)
     model = variants[CACHE].model
     return {
         "backbone": f"{model.architecture.model_type}, {model.architecture.layers} x {model.architecture.hidden_size}",
         "last": last,
         "steps": variants[CACHE].steps,
-        "tokens": tokens,
+        "tokens": variants[CACHE].tokens,
         "first_epoch_with_cache": asdict(filling),
-        "epochs": {name: [asdict(one) for one in found] for name, found in times.items()},
-        "median": {name: asdict(one) for name, one in middle.items()},
-        "times_as_long_as_cached": ratios,
+        "epochs": {name: [asdict(one) for one in found] for name, found in costs.items()},
+        "median": {name: asdict(one) for name, one in medians(costs).items()},
+        "times_as_long_as_cached": {name: asdict(one) for name, one in ratios(costs, CACHE).items()},
     }
 
 
@@ -126,60 +116,47 @@ def _config(backbone: str, data: Path, last: int, rows: int, variant: str) -> Tr
     } | VARIANTS[variant])  # fmt: skip
 
 
-def random_roberta(folder: Path) -> str:
-    """A network of UniXcoder's size with random weights and MiniLM's tokenizer."""
-    from transformers import RobertaConfig, RobertaModel
-
-    from manyskills.config import BackboneConfig
-    from manyskills.model.backbones import load_tokenizer
-
-    tokenizer, _ = load_tokenizer(BackboneConfig(name="minilm"))
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    size = {"vocab_size": len(tokenizer), "max_position_embeddings": 514, "pad_token_id": tokenizer.pad_token_id}
-    RobertaModel(RobertaConfig(**size), add_pooling_layer=False).save_pretrained(folder)
-    return str(folder)
-
-
-def table(found: dict[str, Any]) -> str:
+def table(found: dict[str, Any]) -> Table:
     """For people."""
-    lines = [f"{found['backbone']}, K = {found['last']}, {found['tokens']:,} tokens an epoch",
-             f"  {'':24}{'CPU s':>8}{'wall s':>8}{'CPU':>8}{'wall':>8}"]  # fmt: skip
+    rows = []
     for variant, seconds in found["median"].items():
-        cpu, wall = (found["times_as_long_as_cached"][clock][variant] for clock in ("cpu", "wall"))
-        lines.append(f"  {variant:24}{seconds['cpu']:8.2f}{seconds['wall']:8.2f}{cpu:7.2f}x{wall:7.2f}x")
+        ratio = found["times_as_long_as_cached"][variant]
+        times = (f"{ratio['cpu']:.2f}x", f"{ratio['wall']:.2f}x")
+        rows.append((variant, f"{seconds['cpu']:.2f}", f"{seconds['wall']:.2f}", *times))
     first = found["first_epoch_with_cache"]
-    lines.append(f"  {'first epoch (fills it)':24}{first['cpu']:8.2f}{first['wall']:8.2f}")
-    return "\n".join([*lines, "  x: times as long as the cached epoch, medians of the rounds"])
+    rows.append(("first epoch (fills the cache)", f"{first['cpu']:.2f}", f"{first['wall']:.2f}", "", ""))
+    caption = (
+        f"K = {found['last']}, {found['tokens']:,} tokens an epoch; x: times as long as the cached epoch, medians of "
+        "the rounds."
+    )
+    return Table((found["backbone"], "CPU s", "wall s", "CPU", "wall"), rows, caption)
 
 
-def main() -> None:
+def plot(figure: Figure, found: Sequence[dict[str, Any]]) -> None:
+    """CPU seconds of an epoch."""
+    figure.set_size_inches(8, 2.2 * len(found))
+    for axes, one in zip(figure.subplots(len(found), squeeze=False)[:, 0], found, strict=True):
+        values = {name: seconds["cpu"] for name, seconds in one["median"].items()}
+        bars(axes, values, one["backbone"], "CPU seconds an epoch", marked=CACHE)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, help="one folder a task; default: mined from the standard library")
-    parser.add_argument("--output", type=Path, help="JSON file with every number")
+    parser = benchmark_parser(__doc__, rounds=2)
     parser.add_argument("--last", type=int, default=2)
-    parser.add_argument("--backbones", nargs="+", default=["minilm", ROBERTA], help="any backbone's name")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--backbones", nargs="+", default=["minilm", UNIXCODER_SIZE], help="any backbone's name")
     parser.add_argument("--rows", type=int, default=24, help="of each task; a quarter of them for the larger network")
-    parser.add_argument("--threads", type=int, default=1)
-    wanted = parser.parse_args()
+    wanted = parser.parse_args(arguments)
     torch.set_num_threads(wanted.threads)
-    with tempfile.TemporaryDirectory() as temporary:
-        os.environ[CACHE_VARIABLE] = f"{temporary}/cache"  # each measurement starts with an empty one
-        data = wanted.data or Path(temporary) / "data"
-        if wanted.data is None:
-            limits = MiningLimits(train=wanted.rows, valid=8, test=8, per_module=4)
-            mine_python(data, sources=[Path(os.__file__).parent], limits=limits)
+    rows = 8 if wanted.quick else wanted.rows
+    with own_cache() as temporary:
+        data = data_folder(wanted.data, temporary, MiningLimits(train=rows, valid=8, test=8, per_module=4))
         found = []
         for name in wanted.backbones:
-            backbone = random_roberta(Path(temporary) / name) if name == ROBERTA else name
-            rows = max(wanted.rows // 4, 4) if name == ROBERTA else wanted.rows
-            found.append(measure(backbone, data, wanted.last, rows, wanted.rounds))
-            print(table(found[-1]), flush=True)
-    if wanted.output:
-        about = {"threads": wanted.threads, "torch": torch.__version__}
-        wanted.output.write_text(json.dumps(about | {"measurements": found}, indent=2) + "\n", encoding="utf-8")
+            share = max(rows // 4, 4) if name == UNIXCODER_SIZE else rows
+            found.append(measure(backbone_name(name, temporary), data, wanted.last, share, wanted.rounds))
+    result = {"machine": machine(), "measurements": found}
+    write_report("activation_cache", wanted.output, result, [table(one) for one in found], lambda f: plot(f, found))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import pytest
 
 import manyskills
 from manyskills.errors import UserError
+from manyskills.model import vector_cache
+from manyskills.model.encoding import WholeBackbone
 from tests.training.helpers import small_config
 
 TASKS = ["clone_detection", "defect_detection", "flaky_tests", "code_search"]
@@ -66,6 +68,20 @@ def test_evaluation_gives_the_runs_results(model, trained_run, data_dir):
             assert scores.to_dict()["threshold"] == expected["threshold"]
             for metric, estimate in scores.to_dict()["metrics"].items():
                 assert estimate == pytest.approx(expected["metrics"][metric], abs=1e-5), (task, metric)
+
+
+def test_evaluation_encodes_nothing_twice(trained_run, tmp_path, monkeypatch):
+    model = manyskills.load(trained_run.path)
+    monkeypatch.setattr(vector_cache, "cache_folder", lambda: tmp_path)
+    expected = model.evaluate(samples=5)
+    assert not (tmp_path / "vectors").exists(), "so few tokens cost less than reading the weights"
+    monkeypatch.setattr(vector_cache, "LEAST_TOKENS", {"cpu": 1})
+    assert model.evaluate(samples=5) == expected
+    monkeypatch.setattr(WholeBackbone, "__call__", None)
+    assert manyskills.load(trained_run.path).evaluate(samples=5) == expected
+    assert set(model.evaluate(split="test", tasks=["flaky_tests"], samples=5)) == {"flaky_tests"}
+    with pytest.raises(TypeError):
+        model.evaluate(split="valid", samples=5)
 
 
 def test_evaluation_of_some_tasks_some_rows_another_split(model):

@@ -15,7 +15,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from manyskills.api import CodeModel, load, train
+    from manyskills.api import load, train
+    from manyskills.code_model import CodeModel
     from manyskills.config import TrainConfig
     from manyskills.errors import UserError
     from manyskills.training.run import Run
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "CodeModel": "manyskills.api",
+    "CodeModel": "manyskills.code_model",
     "Run": "manyskills.training.run",
     "TrainConfig": "manyskills.config",
     "UserError": "manyskills.errors",

@@ -1,36 +1,23 @@
-"""The Python interface: a trained module that answers.
+"""The Python interface: train a module, load one that answers.
 
-Shape legend: N texts, D size of a vector, E rows, K texts a row.
+Importing this does not import torch: a module that was exported as an ONNX graph answers without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
+from manyskills.code_model import CodeModel
 from manyskills.config import TrainConfig
-from manyskills.data.long_texts import ReadingRule, refused_texts
-from manyskills.data.preparation import Prepared, prepare
-from manyskills.data.problems import RowProblems
-from manyskills.data.reading import check_rows, read_split
-from manyskills.data.rows import SplitRows
-from manyskills.data.text_set import Examples, gather
-from manyskills.data.tokens import TextTable, tokenize
-from manyskills.errors import UserError, did_you_mean
-from manyskills.evaluation.outputs import Probabilities, score, task_outputs
-from manyskills.evaluation.scores import TaskScores
+from manyskills.errors import UserError
 from manyskills.files import complete_folder
-from manyskills.model.checkpoint import SavedTasks, load_model, read_tasks_file
-from manyskills.model.encoding import encode_texts
-from manyskills.model.multitask import MultiTaskModel
-from manyskills.tasks import SPLITS, Kind, SplitName, Task, get_task
+from manyskills.saved import GRAPH_FACTS_FILE
 
 if TYPE_CHECKING:
+    import torch
+
     from manyskills.training.run import Run
 
 
@@ -60,256 +47,34 @@ def train(
     return train_run(config, resume=resume, overwrite=overwrite)
 
 
-def load(path: str | Path, *, device: str | torch.device | None = None) -> CodeModel:
-    """Load a trained module.
+def load(path: str | Path, *, device: str | torch.device | None = None, jobs: int | None = None) -> CodeModel:
+    """Load a trained module, or an ONNX graph that was made of one.
+
+    A graph is run by onnxruntime, and torch is not imported.
 
     Args:
-        path: A run folder, or a folder such as its best/.
-        device: Where it answers; default: the GPU if there is one.
+        path: A run folder, a folder such as its best/, or what `manyskills export` made.
+        device: Where it answers; default: the GPU if there is one. A graph answers on the CPU.
+        jobs: Chunks of texts that are encoded at the same time, one thread each; default: as many as this process may
+            use cores. Only for a graph: torch has threads of its own (`torch.set_num_threads`).
 
     Raises:
-        UserError: There is no trained module, or its files do not fit together.
+        UserError: There is no trained module, its files do not fit together, or it cannot answer on that device or
+            with so many jobs.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder", "give a run folder, or its best/ folder")
     folder = complete_folder(folder / "best") or folder
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    saved = read_tasks_file(folder)
-    return CodeModel(load_model(folder, place, saved), saved, folder)
+    if (folder / GRAPH_FACTS_FILE).is_file():
+        from manyskills.inference.onnx_model import OnnxModel
 
+        if device is not None and str(device) != "cpu":
+            raise UserError(f"{folder} holds an ONNX graph, which answers on the CPU", "leave device out")
+        return OnnxModel(folder, jobs=jobs)
+    from manyskills.torch_model import TorchModel
 
-class CodeModel:
-    """One backbone with its shared module and one head a task.
-
-    Attributes:
-        tasks: The tasks it answers, by name.
-        thresholds: Probability from which it says yes, by task; chosen on validation.
-        synthetic: Tasks that were trained on labels made by a program, with how.
-        folder: Where it was loaded from.
-    """
-
-    def __init__(self, model: MultiTaskModel, saved: SavedTasks, folder: Path) -> None:
-        self._model, self._config = model, saved.config
-        self.tasks: dict[str, Task] = {name: get_task(name) for name in saved.config.tasks}
-        self.thresholds, self.synthetic, self.folder = dict(saved.thresholds), dict(saved.synthetic), folder
-
-    @property
-    def config(self) -> TrainConfig:
-        """The configuration it was trained with."""
-        return self._config
-
-    def predict(self, task: str, rows: Sequence[Mapping[str, Any]]) -> list[int]:
-        """0 or 1 for each row of a classifying task, by the threshold that was chosen on validation.
-
-        Args:
-            task: Its name.
-            rows: Dictionaries with the task's columns (`code`; for pairs `code1` and `code2`); no label needed.
-
-        Raises:
-            UserError: The module does not know the task, a row lacks a column, or a text is longer than it may be.
-        """
-        threshold = self.thresholds.get(task, 0.5)
-        return [int(p >= threshold) for p in self.predict_proba(task, rows)]
-
-    def predict_proba(self, task: str, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """P(label is 1) for each row of a classifying task, float64, shape (E,).
-
-        Raises:
-            UserError: As `predict`.
-        """
-        known = self.require(task)
-        if known.kind is Kind.EMBED:
-            raise UserError(f"{task} ranks, it does not classify", "use search(query, candidates) or encode(texts)")
-        if not rows:
-            return np.empty(0)
-        checked = check_rows(known, rows, labels_required=False)
-        texts = [tuple(row[name] for name in known.inputs) for row in checked]
-        places = [
-            f"row {number}" if row.get("id") in (None, "") else str(row["id"])
-            for number, row in enumerate(rows, start=1)
-        ]
-        examples, vectors_ND = self._encode_rows(task, texts, places)
-        answer = task_outputs(self._model, {task: examples}, vectors_ND)[task]
-        assert isinstance(answer, Probabilities)
-        return answer.probabilities_E
-
-    def encode(self, texts: Sequence[str], *, task: str | None = None) -> np.ndarray:
-        """Vectors of texts, float32, shape (N, D).
-
-        A text over the length limit is read as the task reads it (`long`); without a task as all tasks do if they do
-        alike, and else it is cut.
-
-        Args:
-            texts: Code or natural language.
-            task: A search task whose head makes unit vectors to be compared by inner product; None: the backbone's
-                own vectors as every head gets them. Where the method gives each task vectors of its own (mtl_lora), a
-                task must be named; one that is no search gets the vectors that its head gets, but for pairs with
-                `read: joint`: each text is encoded alone here, where the head gets a vector of both together.
-
-        Raises:
-            UserError: The task is unknown, is no search and has no vectors of its own, or is missing; or a text is
-                longer than it may be.
-        """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise UserError("encode takes a list of texts", "put the text into a list, and make every item a string")
-        by_head = self._through_head(task)
-        if not texts:
-            size = self._model.architecture.hidden_size
-            width = self._config.tasks[task].head_hidden if task is not None and by_head else 0
-            return np.empty((0, width or size), dtype=np.float32)
-        places = [f"text {number}" for number in range(1, len(texts) + 1)]
-        examples, vectors_ND = self._encode_rows(task, [(text,) for text in texts], places)
-        if task is not None and by_head:
-            with torch.no_grad():
-                vectors_ND = self._model.head(task).sides(vectors_ND.to(self._model.device)).cpu()
-        members = np.searchsorted(gather({"": examples}).unique_N, examples.texts_EK[:, 0])
-        return vectors_ND[torch.from_numpy(members)].numpy()
-
-    def search(
-        self, query: str, candidates: Sequence[str], *, top_k: int = 10, task: str = "code_search"
-    ) -> list[tuple[int, float]]:
-        """The candidates nearest to a query: (index, cosine), best first.
-
-        Raises:
-            UserError: The module has no such search task.
-        """
-        return self.search_many([query], candidates, top_k=top_k, task=task)[0]
-
-    def search_many(
-        self, queries: Sequence[str], candidates: Sequence[str], *, top_k: int = 10, task: str = "code_search"
-    ) -> list[list[tuple[int, float]]]:
-        """`search` for several queries; candidates are encoded once.
-
-        Raises:
-            UserError: As `search`.
-        """
-        if not candidates or not queries:
-            return [[] for _ in queries]
-        candidates_CD = self.encode(candidates, task=task)
-        found: list[list[tuple[int, float]]] = []
-        for query_D in self.encode(queries, task=task):
-            scores_C = candidates_CD @ query_D
-            best = np.argsort(-scores_C, kind="stable")[:top_k]
-            found.append([(int(index), float(scores_C[index])) for index in best])
-        return found
-
-    def evaluate(
-        self,
-        data: str | Path | None = None,
-        *,
-        split: SplitName = "test",
-        tasks: Sequence[str] | None = None,
-        limit: int | None = None,
-        samples: int = 1000,
-    ) -> dict[str, TaskScores]:
-        """Metrics with intervals on a split, with the thresholds chosen on validation.
-
-        Args:
-            data: A folder with one folder a task; None: where the module was trained.
-            split: train, valid or test.
-            tasks: Some of the module's tasks; None: all.
-            limit: Rows of each task at most, drawn at random; None: what the run used.
-            samples: Bootstrap resamples.
-
-        Raises:
-            UserError: The data is absent or wrong.
-        """
-        if split not in SPLITS:
-            raise UserError(f"unknown split {split!r}", f"known are: {', '.join(SPLITS)}")
-        names = list(self.tasks if tasks is None else tasks)
-        rows = {name: self._read(name, data, split, limit) for name in names}
-        prepared = self._prepare(split, rows)
-        examples = prepared.examples[split]
-        vectors_ND = encode_texts(self._model, prepared.store, gather(examples).unique_N, self._config.token_budget)
-        outputs = task_outputs(self._model, examples, vectors_ND)
-        return score(
-            outputs, self.thresholds, samples=samples, confidence=self._config.confidence, seed=self._config.seed
-        )
-
-    def push_to_hub(self, repo_id: str, *, private: bool = True) -> str:
-        """Upload the module and, where there is one, its model card.
-
-        Returns:
-            The address of the repository.
-
-        Raises:
-            UserError: The hub refused or cannot be reached.
-        """
-        from manyskills.hub import upload
-
-        return upload(self.folder, repo_id, private=private)
-
-    def require(self, name: str) -> Task:
-        """The task of that name.
-
-        Raises:
-            UserError: The module was not trained on it.
-        """
-        if name not in self.tasks:
-            raise UserError(f"this module was not trained on {name!r}", did_you_mean(name, self.tasks))
-        return self.tasks[name]
-
-    def _through_head(self, task: str | None) -> bool:
-        """Whether `encode` gives what the task's head makes of a vector.
-
-        Raises:
-            UserError: The vector depends on the task and none is named, or the other way round.
-        """
-        routed = len(set(self._model.routes.values())) > 1
-        if task is None:
-            if routed:
-                what = f"with {self._config.method.name} the vector of a text depends on the task"
-                raise UserError(what, f"name one: encode(texts, task=...); the tasks are: {', '.join(self.tasks)}")
-            return False
-        searches = self.require(task).kind is Kind.EMBED
-        if not searches and not routed:
-            raise UserError(f"{task} has no vectors of its own", "leave task out")
-        return searches
-
-    def _encode_rows(
-        self, task: str | None, rows: Sequence[tuple[str, ...]], places: Sequence[str]
-    ) -> tuple[Examples, torch.Tensor]:
-        """Unique texts once; the examples index them; `places` are the rows' names in messages."""
-        rule = self._reading_rule(task)
-        table = TextTable()
-        # `encode` reads the texts of a joint pair alone
-        parts = [[(row[0], row[1])] if rule.joint and len(row) == 2 else list(row) for row in rows]
-        texts_EK = np.asarray([[rule.add(part, table) for part in row] for row in parts], dtype=np.int64)
-        store = tokenize(table.entries, self._model.tokenizer, self._model.template, use_cache=False)
-        examples = Examples(get_task(task or next(iter(self.tasks))), texts_EK, None)
-        problems = RowProblems()
-        for row, message in refused_texts(store, examples, rule):
-            problems.add(places[row], message)
-        problems.raise_if_any("the module was trained with long=error, which refuses longer texts; shorten them")
-        return examples, encode_texts(self._model, store, np.unique(texts_EK), self._config.token_budget)
-
-    def _reading_rule(self, task: str | None) -> ReadingRule:
-        """How texts are read: as the task does; without one, up to the run's limit and as all tasks do, or else cut."""
-        positions, limit = self._model.architecture.max_positions, self._config.max_length
-        if task is not None:
-            return ReadingRule.of(task, self._config.tasks[task], limit, positions, self._model.routes[task])
-        rule = ReadingRule(limit if positions is None else min(limit, positions))  # a task's own limit may be lower
-        choices = {(config.long, config.window_overlap) for config in self._config.tasks.values()}
-        if len(choices) > 1:
-            return rule
-        long, overlap = choices.pop()
-        return replace(rule, long=long, window_overlap=overlap)
-
-    def _read(self, name: str, data: str | Path | None, split: SplitName, limit: int | None) -> SplitRows:
-        from manyskills.data.preparation import task_source
-
-        config = self._config.tasks[self.require(name).name]
-        if data is not None and not Path(data).is_dir():  # else <data>/<task> would be looked for on the hub
-            raise UserError(f"there is no folder {data}", f"it is to hold one folder a task, such as {name}/")
-        source = str(Path(data) / name) if data is not None else task_source(self._config, name)
-        wanted = limit if limit is not None else getattr(config.limit, split)
-        return read_split(self.tasks[name], source, split, columns=config.columns, limit=wanted, seed=self._config.seed)
-
-    def _prepare(self, split: SplitName, rows: dict[str, SplitRows]) -> Prepared:
-        tasks = {name: self._config.tasks[name] for name in rows}
-        model = self._model
-        return prepare(
-            {split: rows}, tasks, self._config.max_length, model.tokenizer, model.template,
-            model.architecture.max_positions, model.routes,
-        )  # fmt: skip
+    if jobs is not None:
+        what = f"jobs is for exported ONNX graphs, and {folder} holds weights for torch"
+        raise UserError(what, "leave jobs out, or export it: manyskills export RUN --format onnx")
+    return TorchModel.load(folder, device)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from manyskills.errors import UserError
-from manyskills.model.checkpoint import TASKS_FILE
+from manyskills.saved import TASKS_FILE
 
 
 def _without_paths(tasks_file: Path) -> bytes:

@@ -29,15 +29,12 @@ def _sequences(*lengths: int, first: int = 0) -> tuple[list[bytes], np.ndarray, 
 
 
 def _check(store: ActivationStore, keys: list[bytes], lengths_B: np.ndarray, states_RH: np.ndarray) -> None:
-    padded = store.read(store.find(keys))
-    for states_TH, length, expected in zip(
-        padded.states_BTH, lengths_B, np.split(states_RH, np.cumsum(lengths_B)[:-1]), strict=True
-    ):
-        np.testing.assert_array_equal(states_TH[:length], expected)
-        assert not states_TH[length:].any()
+    found = store.read(store.find(keys))
+    np.testing.assert_array_equal(found.lengths_B, lengths_B)
+    np.testing.assert_array_equal(found.states_RH, states_RH)
 
 
-def test_states_come_back_padded_and_in_the_order_asked_for(tmp_path):
+def test_states_come_back_in_the_order_asked_for(tmp_path):
     keys, lengths_B, states_RH = _sequences(3, 1, 5)
     store = ActivationStore(tmp_path, WIDTH)
     assert (store.find(keys) == ABSENT).all()
@@ -47,8 +44,8 @@ def test_states_come_back_padded_and_in_the_order_asked_for(tmp_path):
     store.add(*more)
     for reader in (store, ActivationStore(tmp_path, WIDTH)):
         _check(reader, *more)
-        assert reader.read(reader.find([more[0][1], keys[1]])).states_BTH.shape == (2, 7, WIDTH)
-        np.testing.assert_array_equal(reader.read(reader.find([keys[1]])).states_BTH[0], states_RH[3:4])
+        assert reader.read(reader.find([more[0][1], keys[1]])).lengths_B.tolist() == [7, 1]
+        np.testing.assert_array_equal(reader.read(reader.find([keys[1]])).states_RH, states_RH[3:4])
 
 
 def test_the_key_is_the_content():
@@ -215,10 +212,10 @@ def test_states_beyond_half_precision_keep_their_size(tmp_path):
     states_RH[1, 2] = 1e6
     store = ActivationStore(tmp_path, WIDTH)
     store.add(keys, lengths_B, states_RH)
-    padded = store.read(store.find(keys))
-    assert padded.exponents_B[0] > 0 == padded.exponents_B[1]
-    found = np.ldexp(padded.states_BTH.astype(np.float32), padded.exponents_B[:, None, None])
-    np.testing.assert_allclose(found[0, :2], states_RH[:2], rtol=1e-3)
+    halves = store.read(store.find(keys))
+    assert halves.exponents_B[0] > 0 == halves.exponents_B[1]
+    found = np.ldexp(halves.states_RH.astype(np.float32), np.repeat(halves.exponents_B, halves.lengths_B)[:, None])
+    np.testing.assert_allclose(found[:2], states_RH[:2], rtol=1e-3)
 
 
 def test_states_that_are_no_numbers_are_refused(tmp_path):
@@ -281,4 +278,4 @@ def test_keys_of_any_bytes_are_told_apart(tmp_path):
         assert (store.find([key]) == ABSENT).all()
         store.add([key], np.array([1]), np.full((1, WIDTH), number, dtype=np.float32))
     for reader in (store, ActivationStore(tmp_path, WIDTH)):
-        assert reader.read(reader.find(keys)).states_BTH[:, 0, 0].tolist() == list(range(len(keys)))
+        assert reader.read(reader.find(keys)).states_RH[:, 0].tolist() == list(range(len(keys)))

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from manyskills.export.runtime import Graph
 from manyskills.export.source import load_source
+from manyskills.inference.graph import Graph
 
 
 def padded(batch: int, tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

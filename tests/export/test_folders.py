@@ -122,6 +122,6 @@ def test_a_backbone_called_dot_stays_the_current_folder_where_there_is_no_other(
     content = json.loads((folder / "tasks.json").read_text())
     content["config"]["backbone"]["name"] = "."
     (folder / "tasks.json").write_text(json.dumps(content))
-    from manyskills.model.checkpoint import read_tasks_file
+    from manyskills.saved import read_tasks_file
 
     assert read_tasks_file(folder).config.backbone.name == "."

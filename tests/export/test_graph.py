@@ -8,11 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-import manyskills
 from manyskills.errors import UserError
 from manyskills.export.run import Wish, export
-from manyskills.export.runtime import Graph
 from manyskills.export.source import load_source
+from manyskills.inference.graph import Graph
 from tests.export.helpers import assert_same_vectors, padded
 
 onnx = pytest.importorskip("onnx")
@@ -99,7 +98,7 @@ def test_eight_bits_of_one_task_of_a_routed_module(module, tmp_path, exported):
 
 def test_a_graph_is_no_module_for_torch(exported):
     with pytest.raises(UserError, match="holds an ONNX graph"):
-        manyskills.load(exported("lora"))
+        load_source(exported("lora"), None)
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])

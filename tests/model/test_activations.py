@@ -68,7 +68,7 @@ def test_the_lower_part_runs_once_for_each_different_sequence(warm, monkeypatch)
     tokens = []
     lower = encoder.trunk.lower
     monkeypatch.setattr(
-        encoder.trunk, "lower", lambda ids_BT, mask_BT: tokens.append(int(mask_BT.sum())) or lower(ids_BT, mask_BT)
+        encoder.trunk, "lower", lambda chunk: tokens.append(int(chunk.bounds.lengths_S.sum())) or lower(chunk)
     )
     for split in ("train", "train", "valid"):
         encode_texts(model, prepared.store, prepared.used_texts(split), 160, encoder=encoder)

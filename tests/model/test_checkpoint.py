@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from manyskills.data.text_set import gather
 from manyskills.errors import UserError
-from manyskills.evaluation.outputs import Probabilities, task_outputs
-from manyskills.model.checkpoint import load_model, load_weights, read_tasks_file, save_model
+from manyskills.evaluation.answers import Probabilities
+from manyskills.evaluation.outputs import task_outputs
+from manyskills.model.checkpoint import load_model, load_weights, save_model
 from manyskills.model.encoding import encode_texts
+from manyskills.saved import read_tasks_file
 from tests.conftest import FAMILIES
 from tests.training.helpers import CPU, small_config, warmed_up
 

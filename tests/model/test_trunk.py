@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from manyskills.config import BackboneConfig, MethodConfig, TaskConfig
 from manyskills.model.backbones import load_backbone
+from manyskills.model.chunks import PaddedChunk
 from manyskills.model.methods import METHODS
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.model.trunk import _STAND_INS, StandIn, Trunk, why_whole
@@ -62,9 +63,9 @@ def test_lower_and_upper_are_the_whole(family, backbone_folder):
     trunk = Trunk(model, 1)
     assert trunk.problem() is None
     assert list(model.state_dict()) == names, "nothing is renamed"
-    states_BTH = trunk.lower(ids_BT, mask_BT)
+    states_BTH = trunk.lower(PaddedChunk(ids_BT, mask_BT))
     assert not states_BTH.requires_grad
-    parts_BD = trunk.upper(states_BTH, ids_BT, mask_BT)
+    parts_BD = trunk.upper(states_BTH, PaddedChunk(ids_BT, mask_BT))
     assert torch.equal(parts_BD, whole_BD)
     for name, gradient in _gradients(model, parts_BD).items():
         assert torch.equal(gradient, expected[name]), name
@@ -79,9 +80,11 @@ def test_any_border_of_a_deeper_network(family, last, backbone_folder, tmp_path)
     ids_BT, mask_BT = _texts()
     whole_BD = model.encode(ids_BT, mask_BT)
     trunk = Trunk(model, last)
-    states_BTH = trunk.lower(ids_BT, mask_BT)
-    assert torch.equal(trunk.upper(states_BTH, ids_BT, mask_BT), whole_BD)
-    assert not torch.allclose(trunk.upper(states_BTH + 1e-2 * states_BTH.flip(0), ids_BT, mask_BT), whole_BD)
+    states_BTH = trunk.lower(PaddedChunk(ids_BT, mask_BT))
+    assert torch.equal(trunk.upper(states_BTH, PaddedChunk(ids_BT, mask_BT)), whole_BD)
+    assert not torch.allclose(
+        trunk.upper(states_BTH + 1e-2 * states_BTH.flip(0), PaddedChunk(ids_BT, mask_BT)), whole_BD
+    )
 
 
 def _deeper(folder: str, copy: Path) -> str:
@@ -103,12 +106,12 @@ def test_the_upper_part_does_not_compute_what_is_below(family, backbone_folder):
     model = _model(backbone_folder(family))
     trunk = Trunk(model, 1)
     ids_BT, mask_BT = _texts()
-    states_BTH = trunk.lower(ids_BT, mask_BT)
-    expected_BD = trunk.upper(states_BTH, ids_BT, mask_BT)
+    states_BTH = trunk.lower(PaddedChunk(ids_BT, mask_BT))
+    expected_BD = trunk.upper(states_BTH, PaddedChunk(ids_BT, mask_BT))
     for name, p in trunk._layers[0].named_parameters():
         if "relative_attention_bias" not in name:  # the first block's serves all
             p.data.fill_(torch.nan)
-    assert torch.equal(trunk.upper(states_BTH, ids_BT, mask_BT), expected_BD)
+    assert torch.equal(trunk.upper(states_BTH, PaddedChunk(ids_BT, mask_BT)), expected_BD)
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert", "t5", "qwen2"])
@@ -117,9 +120,9 @@ def test_every_method_with_layers(method, family, backbone_folder):
     model = _model(backbone_folder(family), _method(method))
     ids_BT, mask_BT = _texts()
     trunk = Trunk(model, 1)
-    states_BTH = trunk.lower(ids_BT, mask_BT)
+    states_BTH = trunk.lower(PaddedChunk(ids_BT, mask_BT))
     with model.routed(torch.tensor([0, 1, 1])):
-        assert torch.equal(trunk.upper(states_BTH, ids_BT, mask_BT), model.encode(ids_BT, mask_BT))
+        assert torch.equal(trunk.upper(states_BTH, PaddedChunk(ids_BT, mask_BT)), model.encode(ids_BT, mask_BT))
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert", "t5", "llama", "gemma2"])
@@ -128,15 +131,15 @@ def test_gradients_are_unchanged_under_gradient_checkpointing(family, backbone_f
     model = _model(backbone_folder(family), _method(lora_dropout=0))
     ids_BT, mask_BT = _texts()
     trunk = Trunk(model, 1)
-    states_BTH = trunk.lower(ids_BT, mask_BT)
+    states_BTH = trunk.lower(PaddedChunk(ids_BT, mask_BT))
     model.train()
-    expected = _gradients(model, trunk.upper(states_BTH, ids_BT, mask_BT))
+    expected = _gradients(model, trunk.upper(states_BTH, PaddedChunk(ids_BT, mask_BT)))
     model.checkpoint_gradients()
     model.train()
     assert any(layer.training for layer in trunk._layers)
-    vectors_BD = trunk.upper(states_BTH, ids_BT, mask_BT)
-    trunk.lower(ids_BT.flip(0), mask_BT.flip(0))
-    trunk.upper(states_BTH.flip(0), ids_BT.flip(0), mask_BT.flip(0))
+    vectors_BD = trunk.upper(states_BTH, PaddedChunk(ids_BT, mask_BT))
+    trunk.lower(PaddedChunk(ids_BT.flip(0), mask_BT.flip(0)))
+    trunk.upper(states_BTH.flip(0), PaddedChunk(ids_BT.flip(0), mask_BT.flip(0)))
     with trunk._layers.lower_only(1):
         found = _gradients(model, vectors_BD)
     for name, gradient in expected.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from safetensors.torch import load_file
 
 from manyskills.data.preparation import positive_rates
 from manyskills.data.text_set import gather
+from manyskills.model import vector_cache
+from manyskills.model.encoding import WholeBackbone
 from manyskills.training import baselines
 from manyskills.training.run import load_inputs, train
 from tests.training.helpers import ALONE, CPU, small_config
@@ -37,11 +40,71 @@ def test_kept_vectors_are_read_back_and_only_for_the_same_texts(config, tmp_path
     model, prepared = load_inputs(config, CPU)
     keep = tmp_path / "vectors.safetensors"
     first = baselines.base_vectors(model, config, prepared, ["train", "valid"], keep=keep)
-    monkeypatch.setattr(model, "encode", None)
+    monkeypatch.setattr(model, "vectors", None)
     again = baselines.base_vectors(model, config, prepared, ["train", "valid"], keep=keep)
     assert torch.equal(first.vectors_SD, again.vectors_SD)
     with pytest.raises(TypeError):
         baselines.base_vectors(model, config, prepared, ["train", "valid", "test"], keep=keep)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """Vectors on disk, however few tokens there are; gives the sequences that were encoded."""
+    monkeypatch.setattr(vector_cache, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(vector_cache, "LEAST_TOKENS", {"cpu": 1})
+    encoded: list[int] = []
+    call = WholeBackbone.__call__
+
+    def counting(self, indices_B):
+        if len(encoded) >= self.__class__.allowed:
+            raise KeyboardInterrupt
+        encoded.extend(indices_B)
+        return call(self, indices_B)
+
+    monkeypatch.setattr(WholeBackbone, "allowed", sys.maxsize, raising=False)
+    monkeypatch.setattr(WholeBackbone, "__call__", counting)
+    return encoded
+
+
+def test_another_run_on_the_backbone_reads_its_vectors(config, own_cache, tmp_path):
+    def run(**changes):
+        own_cache.clear()
+        update = {"heads_first": False, "baselines": ["untrained"], "max_steps": 1, **changes}
+        return train(config.model_copy(update=update)).results
+
+    def untrained(results):
+        return {name: task["systems"]["untrained"] for name, task in results["tasks"].items()}
+
+    first = run(vector_cache=False)
+    alone = len(own_cache)
+    assert not (tmp_path / "cache").exists()
+    second = run(output_dir=str(tmp_path / "second"))
+    filled = len(own_cache)
+    third = run(output_dir=str(tmp_path / "third"), seed=3)
+    assert len(own_cache) < filled <= alone
+    for name, splits in untrained(first).items():
+        for results in (second, third):
+            found = untrained(results)[name]["test"]["metrics"]
+            values = {key: estimate["value"] for key, estimate in splits["test"]["metrics"].items()}
+            assert {key: estimate["value"] for key, estimate in found.items()} == pytest.approx(values, abs=1e-4)
+
+
+def test_who_is_killed_while_encoding_goes_on_with_the_same_numbers(config, own_cache, monkeypatch, tmp_path):
+    def vectors(place):
+        monkeypatch.setattr(vector_cache, "cache_folder", lambda: tmp_path / place)
+        model, prepared = load_inputs(config, CPU)
+        cache = vector_cache.published_vector_cache(model, 1000)
+        return baselines.base_vectors(model, config, prepared, ["test", "train", "valid"], cache=cache).vectors_SD
+
+    expected_SD = vectors("whole")
+    total = len(own_cache)
+    for allowed in (5, total // 2, total - 3):
+        own_cache.clear()
+        monkeypatch.setattr(WholeBackbone, "allowed", allowed)
+        with pytest.raises(KeyboardInterrupt):
+            vectors(f"killed-{allowed}")
+        monkeypatch.setattr(WholeBackbone, "allowed", sys.maxsize)
+        assert torch.equal(vectors(f"killed-{allowed}"), expected_SD)
 
 
 def test_vectors_of_the_model_at_step_0_are_the_published_backbones(config):
@@ -109,3 +172,16 @@ def test_frozen_heads_are_combined_task_by_task(config):
     assert set(thresholds) == {"clone_detection", "defect_detection", "flaky_tests"}
     texts = gather(prepared.examples["valid"]).unique_N
     assert np.isin(texts, source.indices_S).all()
+
+
+def test_the_untrained_backbone_has_no_prefix(backbone_folder, data_dir, tmp_path):
+    """A prefix changes the vectors before the first step, and what a run is compared with must not have one."""
+    found = []
+    for method in ("lora", {"name": "prefix_tuning", "length": 4}):
+        target = tmp_path / str(len(found))
+        config = small_config(
+            backbone_folder("bert"), data_dir, target, method=method, baselines=["untrained"], max_steps=1
+        )
+        results = train(config).results
+        found.append({name: task["systems"]["untrained"]["test"]["metrics"] for name, task in results["tasks"].items()})
+    assert found[0] == found[1]

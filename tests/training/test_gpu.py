@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from manyskills.api import load
+from manyskills.model.encoding import encode_texts
 from manyskills.model.multitask import build_model
 from manyskills.training.balancing import build_balancing
 from manyskills.training.optimizer import Optimizer
@@ -114,3 +115,23 @@ def test_a_paged_state_survives_the_disk_and_stays_paged(optim, backbone_folder,
         found.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert", "llama", "mistral", "qwen2", "qwen3"])
+def test_variable_length_attention_gives_the_padded_vectors(family, backbone_folder, data_dir):
+    """In bf16, with grouped heads (the decoders) and sliding windows (ModernBERT, Mistral)."""
+    config = small_config(backbone_folder(family), data_dir, bf16=True, attention="unpadded")
+    model, prepared = load_inputs(config, torch.device("cuda"))
+    assert model.attention == "unpadded"
+    indices_N = prepared.used_texts("train")
+    unpadded_ND = encode_texts(model, prepared.store, indices_N, 2000)
+    model.attention = "padded"
+    padded_ND = encode_texts(model, prepared.store, indices_N, 2000)
+    cosines_N = torch.nn.functional.cosine_similarity(unpadded_ND, padded_ND)
+    assert cosines_N.min() > 0.999
+
+
+@pytest.mark.parametrize(("bf16", "found"), [(True, "unpadded"), (False, "padded")])
+def test_auto_is_unpadded_where_there_is_variable_length_attention(bf16, found, backbone_folder, data_dir):
+    config = small_config(backbone_folder("qwen2"), data_dir, bf16=bf16)
+    assert build_model(config, torch.device("cuda")).attention == found

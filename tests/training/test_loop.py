@@ -7,7 +7,7 @@ import json
 import pytest
 
 from manyskills.data.preparation import Truncation
-from manyskills.model.checkpoint import read_tasks_file
+from manyskills.saved import read_tasks_file
 from manyskills.training.progress import selection_score
 from manyskills.training.run import train
 from manyskills.training.schedule import Schedule

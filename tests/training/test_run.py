@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from manyskills.errors import UserError
-from manyskills.evaluation.outputs import Ranking, task_outputs
+from manyskills.evaluation.answers import Ranking
+from manyskills.evaluation.outputs import task_outputs
 from manyskills.model.encoding import encode_texts
 from manyskills.training.run import load_inputs, train
 from tests.training.helpers import CPU, small_config

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from manyskills.data.text_set import gather
-from manyskills.model.encoding import chunk_tensors, encode_texts
+from manyskills.model.encoding import encode_texts
 from manyskills.training.balancing import build_balancing
 from manyskills.training.step import accumulate_gradients
 from tests.conftest import FAMILIES
 from tests.training.helpers import ALONE, CPU, gradients, small_config, warmed_up
 
 NO_DROPOUT = {name: {"head_dropout": 0.0} for name in ("code_search", "clone_detection")}
-CLOSE = {"rtol": 1e-4, "atol": 1e-6}
+CLOSE = {"rtol": 1e-4, "atol": 2e-6}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -76,7 +76,7 @@ def test_unique_texts_give_the_loss_of_encoding_every_occurrence(family, backbon
 
 
 def _encode_alone(model, store, index):
-    return model.encode(*chunk_tensors(store, np.array([index]), model.architecture.pad_id, CPU))
+    return model.vectors(model.chunk(store, np.array([index])))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -94,10 +94,10 @@ def test_each_text_of_a_step_is_encoded_once(backbone_folder, data_dir, monkeypa
     config = small_config(backbone_folder("bert"), data_dir)
     model, prepared = warmed_up(config)
     seen = []
-    encode = model.encode
-    monkeypatch.setattr(model, "encode", lambda ids, mask: seen.extend(map(tuple, ids.tolist())) or encode(ids, mask))
+    read = model.chunk
+    monkeypatch.setattr(model, "chunk", lambda store, indices_B: seen.extend(indices_B) or read(store, indices_B))
     gradients(model, prepared, config, cached=False, budget=10**9)
-    assert len(seen) == len(set(seen)) == len(gather(prepared.examples["train"]).unique_N)
+    assert sorted(seen) == gather(prepared.examples["train"]).unique_N.tolist()
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_task(backbone_folder, data_dir):

@@ -14,11 +14,17 @@ from manyskills.errors import UserError
 from manyskills.files import write_atomically
 
 if TYPE_CHECKING:
-    from manyskills.api import CodeModel
+    from manyskills.code_model import CodeModel
     from manyskills.data.rows import Row
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-RunArgument = Annotated[Path, typer.Argument(help="A run folder, or its best/ folder.", metavar="RUN")]
+RunArgument = Annotated[
+    Path, typer.Argument(help="A run folder, its best/ folder, or what `export` made of it.", metavar="RUN")
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", "-j", help="ONNX graphs: threads that encode; default: all cores.", min=1),
+]
 
 
 def train(
@@ -59,12 +65,13 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     tasks: Annotated[str | None, typer.Option(help="Task names, separated by commas; default: all.")] = None,
     limit: Annotated[int | None, typer.Option(help="Rows of each task at most, drawn at random.", min=1)] = None,
+    jobs: Jobs = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a trained module, with the thresholds that were chosen on validation."""
     from manyskills.api import load
 
-    model = load(run)
+    model = load(run, jobs=jobs)
     names = split_names(tasks) if tasks else None
     scores = model.evaluate(data, split=split, tasks=names, limit=limit)  # pyright: ignore[reportArgumentType]
     results = {
@@ -90,13 +97,14 @@ def predict(
     candidates: Annotated[Path | None, typer.Option(help="Searches: the functions to rank, rows with `code`.")] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", help="Searches: answers a query.", min=1)] = 10,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A file instead of stdout.")] = None,
+    jobs: Jobs = None,
 ) -> None:
     """Answer for each row, as JSON lines."""
     from manyskills.api import load
     from manyskills.data.reading import read_rows_for_prediction
     from manyskills.tasks import Kind
 
-    model = load(run)
+    model = load(run, jobs=jobs)
     name = _the_task(model, task)
     rows = read_rows_for_prediction(model.tasks[name], file, columns=model.config.tasks[name].columns)
     if model.tasks[name].kind is Kind.EMBED:

@@ -191,7 +191,14 @@ class TrainConfig(Section):
     )
     max_steps: PositiveInt | None = Field(default=None, description="Overrides num_train_epochs.")
     batch_size: PositiveInt = Field(default=64, description="Examples a step, over all tasks and all processes.")
-    token_budget: PositiveInt = Field(default=8192, description="Padded tokens in one chunk; bounds memory.")
+    token_budget: PositiveInt = Field(
+        default=8192, description="Tokens in one chunk, padding included where there is any; bounds memory."
+    )
+    attention: Literal["auto", "padded", "unpadded"] = Field(
+        default="auto",
+        description="unpadded: the texts of a chunk one behind another, attention within each; auto: where the "
+        "backbone, the method and the device allow it. The answers are the same.",
+    )
     step_memory: Literal["single_pass", "cached"] = Field(
         default="single_pass", description="cached: memory of one chunk whatever the batch, at one more forward pass."
     )
@@ -202,6 +209,9 @@ class TrainConfig(Section):
         default=True,
         description="With method.layers=last K: compute the layers below once for each text and read them back from "
         "disk in half precision.",
+    )
+    vector_cache: bool = Field(
+        default=True, description="Keep vectors for evaluations on disk, by content and weights."
     )
     trunk_dropout: bool = Field(default=False, description="Keep the pre-trained network's own dropout while training.")
     sampling: SamplingConfig = RoundRobinConfig()

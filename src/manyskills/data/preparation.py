@@ -20,7 +20,7 @@ from manyskills.data.rows import SplitRows
 from manyskills.data.text_set import Examples
 from manyskills.data.tokens import Template, TextTable, TokenStore, tokenize
 from manyskills.errors import UserError
-from manyskills.tasks import Kind, SplitName, get_task
+from manyskills.tasks import Kind, SplitName, Text, get_task
 
 SplitTable = dict[SplitName, dict[str, SplitRows]]
 
@@ -181,8 +181,12 @@ def refuse_one_label(examples: Mapping[str, Examples]) -> None:
 def _index(part: SplitRows, rule: ReadingRule, table: TextTable) -> Examples:
     texts: list[list[int]] = []
     labels: list[float] = []
+    known: dict[Text, int] = {}  # hundreds of thousands of pairs share a few thousand texts
     for example in part.examples(joint=rule.joint):
-        texts.append([rule.add(text, table) for text in example.texts])
+        for text in example.texts:
+            if text not in known:
+                known[text] = rule.add(text, table)
+        texts.append([known[text] for text in example.texts])
         if example.label is not None:
             labels.append(float(example.label))
     width = 1 if rule.joint else len(part.task.inputs)

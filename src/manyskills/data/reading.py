@@ -224,10 +224,12 @@ def _digest(task: Task, rows: Sequence[Row]) -> str:
         return known[text]
 
     whole = hashlib.sha256()
+    encode = json.JSONEncoder(sort_keys=True, default=str).encode
     for row in rows:
-        content = {name: value for name, value in row.items() if name != "id"}
-        content |= {name: text_digest(row[name]) for name in task.inputs}
-        whole.update(json.dumps(content, sort_keys=True, default=str).encode() + b"\n")
+        content = {
+            name: text_digest(value) if name in task.inputs else value for name, value in row.items() if name != "id"
+        }
+        whole.update(encode(content).encode() + b"\n")
     return whole.hexdigest()
 
 

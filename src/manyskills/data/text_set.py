@@ -121,3 +121,30 @@ def pad_chunk(store: TokenStore, indices_B: np.ndarray, pad_id: int) -> tuple[np
     ids_BT = np.full(mask_BT.shape, pad_id, dtype=np.int64)
     ids_BT[mask_BT] = np.concatenate([store.ids_T[s:e] for s, e in zip(starts_B, ends_B, strict=True)])
     return ids_BT, mask_BT.astype(np.int64)
+
+
+def plan_unpadded_chunks(lengths_N: np.ndarray, token_budget: int) -> list[np.ndarray]:
+    """Positions of the sequences of each chunk where nothing is padded: sorted by length, cut into chunks of like size.
+
+    There are as few chunks as the budget allows but for what cutting between whole sequences costs, and none holds more
+    than the budget unless one sequence alone exceeds it. Sequences of the same length lie side by side.
+    """
+    order = np.argsort(lengths_N, kind="stable")
+    ends_N = np.cumsum(np.asarray(lengths_N, dtype=np.int64)[order])
+    chunks: list[np.ndarray] = []
+    start = done = 0
+    while start < len(order):
+        left = int(ends_N[-1]) - done
+        even = -(-left // -(-left // token_budget))
+        end = int(np.searchsorted(ends_N, done + even, side="left")) + 1  # up to and with the one that reaches it
+        if ends_N[min(end, len(order)) - 1] - done > token_budget:
+            end -= 1
+        end = min(max(end, start + 1), len(order))
+        chunks.append(order[start:end])
+        start, done = end, int(ends_N[end - 1])
+    return chunks
+
+
+def join_chunk(store: TokenStore, indices_B: np.ndarray) -> np.ndarray:
+    """Ids of these sequences one behind another, int64."""
+    return np.concatenate([store.sequence(index) for index in indices_B]).astype(np.int64)

@@ -3,12 +3,14 @@
 One vectorised path computes the metrics of many weighted samples at once; the plain metric is the sample in which each
 row counts once. Rows are sorted by probability a single time, because resampling changes only how often a row counts.
 
-Shapes: N rows, B weighted samples, G groups of rows of equal probability, T thresholds, F sums, K bins.
+Shapes: N rows, P positive rows, B weighted samples, G groups of rows of equal probability, T thresholds, K bins. A 1
+behind a letter (N1) is one more: sums of the first 0 to N values.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -153,18 +155,37 @@ def _between(scores_G: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class _SortedRows:
-    """Rows by ascending probability, and what resampling does not change.
+    """Rows by ascending probability, the negative ones first where it is equal, and what resampling does not change.
+
+    Whatever is asked of a sample is a difference of two of its cumulated counts, of all rows or of the positive ones.
 
     Attributes:
         labels_N: 0.0 or 1.0.
-        starts_G: Where each group of equal probability starts.
-        sums_NF: What every row adds to: true positives, false positives, false negatives, true negatives, squared
-            errors, and for each bin its (probability - label).
+        gaps_N: Probability - label.
+        squares_N: Of the gaps.
+        positives_P: The positive rows.
+        called: From which row on they are called positive.
+        bins_K: Where each calibration bin starts, with the end appended.
+        groups: The groups of equal probability that hold a positive row.
     """
 
     labels_N: Floats
+    gaps_N: Floats
+    squares_N: Floats
+    positives_P: npt.NDArray[np.int64]
+    called: int
+    bins_K: npt.NDArray[np.int64]
+    groups: _Groups
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """Where groups of equal probability start and end, among all rows and among the positive ones."""
+
     starts_G: npt.NDArray[np.int64]
-    sums_NF: Floats
+    ends_G: npt.NDArray[np.int64]
+    positive_starts_G: npt.NDArray[np.int64]
+    positive_ends_G: npt.NDArray[np.int64]
 
 
 def _checked(labels_N: npt.ArrayLike, probabilities_N: npt.ArrayLike) -> tuple[Floats, Floats]:
@@ -189,26 +210,48 @@ def _sorted_rows(labels_N: npt.ArrayLike, probabilities_N: npt.ArrayLike, thresh
     labels_N, probabilities_N = _checked(labels_N, probabilities_N)
     order_N = np.lexsort((labels_N, probabilities_N))
     labels_N, probabilities_N = labels_N[order_N], probabilities_N[order_N]
-    called_N = decide(probabilities_N, threshold)
-    positive_N = labels_N > 0
     starts_G = np.flatnonzero(np.append(True, np.diff(probabilities_N) > 0))
-    gap_N = probabilities_N - labels_N
     # A group belongs to the bin in which its first row lies, so equal probabilities are never parted.
     bins_G = starts_G * CALIBRATION_BINS // labels_N.size
-    bins_N = np.repeat(bins_G, np.diff(np.append(starts_G, labels_N.size)))
-    columns = [called_N & positive_N, called_N & ~positive_N, ~called_N & positive_N, ~called_N & ~positive_N, gap_N**2]
-    columns += [np.where(bins_N == index, gap_N, 0.0) for index in range(CALIBRATION_BINS)]
-    return _SortedRows(labels_N, starts_G, np.stack(columns, axis=1).astype(np.float64))
+    gaps_N = probabilities_N - labels_N
+    return _SortedRows(
+        labels_N,
+        gaps_N,
+        gaps_N**2,
+        positives_P=np.flatnonzero(labels_N),
+        called=labels_N.size - int(np.count_nonzero(decide(probabilities_N, threshold))),
+        bins_K=np.append(starts_G[np.unique(bins_G, return_index=True)[1]], labels_N.size),
+        groups=_groups_with_positives(labels_N, starts_G),
+    )
+
+
+def _groups_with_positives(labels_N: Floats, starts_G: npt.NDArray[np.int64]) -> _Groups:
+    before_N1 = _cumulated(labels_N).astype(np.int64)
+    ends_G = np.append(starts_G[1:], labels_N.size)
+    kept_G = before_N1[ends_G] > before_N1[starts_G]
+    starts_G, ends_G = starts_G[kept_G], ends_G[kept_G]
+    return _Groups(starts_G, ends_G, before_N1[starts_G], before_N1[ends_G])
+
+
+def _cumulated(values_N: Floats) -> Floats:
+    """Sums of the first 0, 1, ... values along the last axis, which gets one longer."""
+    sums_N1 = np.zeros((*values_N.shape[:-1], values_N.shape[-1] + 1))
+    np.cumsum(values_N, axis=-1, out=sums_N1[..., 1:])
+    return sums_N1
 
 
 def _weighted(rows: _SortedRows, counts_BN: Floats) -> dict[str, Floats]:
     """Every metric of every weighted sample, in the order of `CLASSIFICATION_METRICS`."""
-    sums_BF = counts_BN @ rows.sums_NF
-    total_B = counts_BN.sum(axis=1)
-    found = _decision_metrics(*sums_BF[:, :4].T)
-    found["roc_auc"], found["average_precision"] = _threshold_free(rows, counts_BN)
-    found["ece"] = np.abs(sums_BF[:, 5:]).sum(axis=1) / total_B
-    found["brier"] = sums_BF[:, 4] / total_B
+    all_BN1, positive_BP1 = _cumulated(counts_BN), _cumulated(counts_BN[:, rows.positives_P])
+    total_B, positives_B = all_BN1[:, -1], positive_BP1[:, -1]
+    true_pos_B = positives_B - positive_BP1[:, np.searchsorted(rows.positives_P, rows.called)]
+    false_pos_B = total_B - all_BN1[:, rows.called] - true_pos_B
+    false_neg_B = positives_B - true_pos_B
+    found = _decision_metrics(true_pos_B, false_pos_B, false_neg_B, total_B - positives_B - false_pos_B)
+    found["roc_auc"], found["average_precision"] = _threshold_free(rows.groups, all_BN1, positive_BP1)
+    bins = [slice(*edges) for edges in pairwise(rows.bins_K)]
+    found["ece"] = sum(np.abs(counts_BN[:, part] @ rows.gaps_N[part]) for part in bins) / total_B
+    found["brier"] = counts_BN @ rows.squares_N / total_B
     return found
 
 
@@ -227,21 +270,16 @@ def _decision_metrics(true_pos: Floats, false_pos: Floats, false_neg: Floats, tr
         }
 
 
-def _threshold_free(rows: _SortedRows, counts_BN: Floats) -> tuple[Floats, Floats]:
-    """ROC-AUC and average precision of each weighted sample."""
-    positive_BG, all_BG = counts_BN * rows.labels_N, counts_BN
-    if rows.starts_G.size < rows.labels_N.size:
-        positive_BG = np.add.reduceat(positive_BG, rows.starts_G, axis=1)
-        all_BG = np.add.reduceat(all_BG, rows.starts_G, axis=1)
-    negative_BG = all_BG - positive_BG
-    positives_B, negatives_B = positive_BG.sum(axis=1), negative_BG.sum(axis=1)
-    below_BG = np.cumsum(negative_BG, axis=1)
-    pairs_B = np.einsum("bg,bg->b", positive_BG, below_BG - negative_BG / 2)
-    # At and above each group, from the top down.
-    true_BG = np.cumsum(positive_BG[:, ::-1], axis=1)[:, ::-1]
-    called_BG = np.cumsum(all_BG[:, ::-1], axis=1)[:, ::-1]
-    precision_BG = true_BG / np.maximum(called_BG, 1.0)
+def _threshold_free(groups: _Groups, all_BN1: Floats, positive_BP1: Floats) -> tuple[Floats, Floats]:
+    """ROC-AUC and average precision of each weighted sample, from its cumulated counts of all and of positive rows."""
+    total_B1, positives_B1 = all_BN1[:, -1:], positive_BP1[:, -1:]
+    all_before_BG, before_BG = all_BN1[:, groups.starts_G], positive_BP1[:, groups.positive_starts_G]
+    positive_BG = positive_BP1[:, groups.positive_ends_G] - before_BG
+    negative_BG = all_BN1[:, groups.ends_G] - all_before_BG - positive_BG
+    pairs_B = np.einsum("bg,bg->b", positive_BG, all_before_BG - before_BG + negative_BG / 2)
+    precision_BG = (positives_B1 - before_BG) / np.maximum(total_B1 - all_before_BG, 1.0)  # at and above each group
+    positives_B = positives_B1[:, 0]
     with np.errstate(divide="ignore", invalid="ignore"):
-        roc_auc_B = pairs_B / (positives_B * negatives_B)
+        roc_auc_B = pairs_B / (positives_B * (total_B1[:, 0] - positives_B))
         average_precision_B = np.einsum("bg,bg->b", positive_BG, precision_BG) / positives_B
     return roc_auc_B, average_precision_B

@@ -1,50 +1,24 @@
-"""What a model answers for the rows of a split, and how good the answers are.
+"""What a model answers for the rows of a split.
 
-Shape legend: N texts, D size of a vector, E examples, K texts an example, M texts of one task, P size of a side,
-Q queries, C candidates.
+Shape legend: N texts, D size of a vector, E examples, K texts an example, M texts of one task, P size of a side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from manyskills.data.text_set import Examples, TextSet, View, gather
-from manyskills.evaluation.classification import (
-    choose_threshold,
-    classification_metrics,
-    score_classification,
-    threshold_metric,
-)
-from manyskills.evaluation.ranking import ranking_metrics, ranks, score_ranking
-from manyskills.evaluation.scores import TaskScores
+from manyskills.evaluation.answers import Outputs, Probabilities, search_ranking
 from manyskills.model.heads import BinaryHead
 from manyskills.model.multitask import MultiTaskModel
 
-PAIR_BLOCK = 16_384
-"""Pairs scored at a time: two sides of 512 floats each are 64 MiB."""
-
-
-@dataclass(frozen=True, slots=True)
-class Probabilities:
-    """Answers of a classifying task."""
-
-    labels_E: np.ndarray | None
-    probabilities_E: np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """Answers of a search: where each query's own answer stands among the split's distinct candidates."""
-
-    ranks_Q: np.ndarray
-    candidates: int
-
-
-Outputs = Probabilities | Ranking
+PAIR_BLOCK = {"cpu": 512}
+PAIR_BLOCK_ELSEWHERE = 16_384
+"""Pairs scored at a time. On a CPU as many as its caches hold: two sides of 896 floats each are 3.5 MiB, and a block of
+64 MiB takes three times as long."""
 
 
 @torch.no_grad()
@@ -68,52 +42,13 @@ def _outputs(model: MultiTaskModel, name: str, view: View, vectors_ND: torch.Ten
     sides_MP = head.sides(vectors_ND[torch.from_numpy(view.members_M)].to(model.device))
     if isinstance(head, BinaryHead):
         return Probabilities(view.labels_E, _probabilities(head, sides_MP, view.texts_EK))
-    return _ranking(sides_MP.cpu().numpy(), view.texts_EK)
+    return search_ranking(sides_MP.cpu().numpy(), view.texts_EK)
 
 
 def _probabilities(head: BinaryHead, sides_MP: torch.Tensor, texts_EK: np.ndarray) -> np.ndarray:
+    block = PAIR_BLOCK.get(sides_MP.device.type, PAIR_BLOCK_ELSEWHERE)
     rows = [
-        head.probabilities(sides_MP, torch.from_numpy(texts_EK[start : start + PAIR_BLOCK]).to(sides_MP.device))
-        for start in range(0, len(texts_EK), PAIR_BLOCK)
+        head.probabilities(sides_MP, torch.from_numpy(texts_EK[start : start + block]).to(sides_MP.device))
+        for start in range(0, len(texts_EK), block)
     ]
     return torch.cat(rows).cpu().double().numpy()
-
-
-def _ranking(sides_MP: np.ndarray, texts_E2: np.ndarray) -> Ranking:
-    candidates_C, answers_Q = np.unique(texts_E2[:, 1], return_inverse=True)
-    ranks_Q = ranks(sides_MP[texts_E2[:, 0]], sides_MP[candidates_C], answers_Q)
-    return Ranking(ranks_Q, len(candidates_C))
-
-
-def choose_thresholds(outputs: Mapping[str, Outputs], metrics: Mapping[str, str]) -> dict[str, float]:
-    """For each classifying task the threshold that is best for its primary metric on these (validation) answers."""
-    return {
-        name: choose_threshold(answer.labels_E, answer.probabilities_E, threshold_metric(metrics[name]))
-        for name, answer in outputs.items()
-        if isinstance(answer, Probabilities) and answer.labels_E is not None
-    }
-
-
-def plain_metrics(outputs: Mapping[str, Outputs], thresholds: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Metrics without intervals, for validation during training."""
-    found: dict[str, dict[str, float]] = {}
-    for name, answer in outputs.items():
-        if isinstance(answer, Ranking):
-            found[name] = ranking_metrics(answer.ranks_Q)
-        elif answer.labels_E is not None:
-            found[name] = classification_metrics(answer.labels_E, answer.probabilities_E, thresholds[name])
-    return found
-
-
-def score(
-    outputs: Mapping[str, Outputs], thresholds: Mapping[str, float], *, samples: int, confidence: float, seed: int
-) -> dict[str, TaskScores]:
-    """Metrics with bootstrap intervals, for reports."""
-    options = {"samples": samples, "confidence": confidence, "seed": seed}
-    found: dict[str, TaskScores] = {}
-    for name, answer in outputs.items():
-        if isinstance(answer, Ranking):
-            found[name] = score_ranking(answer.ranks_Q, candidates=answer.candidates, **options)
-        elif answer.labels_E is not None:
-            found[name] = score_classification(answer.labels_E, answer.probabilities_E, thresholds[name], **options)
-    return found

@@ -20,12 +20,14 @@ from manyskills.data.long_texts import length_limit
 from manyskills.data.preparation import Prepared, prepare, task_source
 from manyskills.data.reading import read_split
 from manyskills.data.rows import SplitRows
-from manyskills.data.text_set import gather, pad_chunk
+from manyskills.data.text_set import gather, pad_chunk, plan_chunks
 from manyskills.data.tokens import TextTable, TokenStore, tokenize
 from manyskills.errors import UserError
-from manyskills.evaluation.outputs import plain_metrics, task_outputs
-from manyskills.export.runtime import Graph
+from manyskills.evaluation.answers import plain_metrics
+from manyskills.evaluation.outputs import task_outputs
 from manyskills.export.source import Source
+from manyskills.inference.encoding import CHUNK_TOKENS
+from manyskills.inference.graph import Graph
 from manyskills.model.encoding import ChunkEncoder, encode_texts
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.tasks import get_task
@@ -95,7 +97,11 @@ class GraphChunks:
 
     def __call__(self, indices_B: np.ndarray) -> torch.Tensor:
         """Pad to the longest and run."""
-        return torch.from_numpy(self.graph.encode(*pad_chunk(self.store, indices_B, self.graph.pad_id)))
+        return torch.from_numpy(self.graph.encode(*pad_chunk(self.store, indices_B, self.graph.facts.pad_id)))
+
+    def plan(self, lengths_S: np.ndarray, token_budget: int) -> list[np.ndarray]:
+        """As those who load the export will: with 8-bit activations a vector depends on what is beside it."""
+        return plan_chunks(lengths_S, CHUNK_TOKENS)
 
     def routed(self, indices_B: np.ndarray) -> AbstractContextManager[None]:
         """A graph is of one task, or of tasks that share everything."""

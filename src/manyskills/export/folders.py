@@ -14,9 +14,10 @@ from manyskills.config import DoraConfig, FrozenConfig, LoraConfig, MtlLoraConfi
 from manyskills.data.tokens import read_template
 from manyskills.export.source import Source, in_float32
 from manyskills.model.backbones import quiet
-from manyskills.model.checkpoint import ADAPTER_FILE, OWN_FOLDER, SavedTasks, save_heads, save_model
+from manyskills.model.checkpoint import ADAPTER_FILE, save_heads, save_model
 from manyskills.model.methods.mtl_lora import as_lora
 from manyskills.model.multitask import MultiTaskModel
+from manyskills.saved import OWN_FOLDER, SavedTasks
 
 LORA_KIN = (LoraConfig, DoraConfig, QloraConfig, MtlLoraConfig)
 """Methods whose update is LoRA of the peft library, at least for one task."""

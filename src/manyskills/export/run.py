@@ -15,9 +15,9 @@ from manyskills.errors import UserError, did_you_mean
 from manyskills.export.checking import Answers, Material, answers, compare, gather_material, refuse_difference
 from manyskills.export.folders import LORA_KIN, merge, write_backbone, write_lora, write_surroundings
 from manyskills.export.graph import FLOAT_GRAPH, INT8_GRAPH, quantize_graph, require_onnx, write_facts, write_graph
-from manyskills.export.runtime import Graph
 from manyskills.export.source import Source, in_full_precision, load_source
 from manyskills.files import replace_folder_atomically
+from manyskills.inference.graph import Graph
 from manyskills.model.backbones import hub_id
 from manyskills.model.methods import METHODS
 

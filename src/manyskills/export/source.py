@@ -13,9 +13,10 @@ from torch import nn
 from manyskills.config import FixedConfig, LoraConfig, MethodConfig, QloraConfig, TrainConfig, UniformConfig
 from manyskills.errors import UserError, did_you_mean
 from manyskills.files import complete_folder
-from manyskills.model.checkpoint import SavedTasks, load_model, read_tasks_file
+from manyskills.model.checkpoint import load_model
 from manyskills.model.methods import METHODS
 from manyskills.model.multitask import MultiTaskModel, stored_as
+from manyskills.saved import SavedTasks, read_tasks_file
 
 CPU = torch.device("cpu")
 _Value = TypeVar("_Value")
@@ -104,9 +105,9 @@ def for_tasks(saved: SavedTasks, tasks: Sequence[str]) -> SavedTasks:
 
 
 def in_float32(config: TrainConfig) -> TrainConfig:
-    """The configuration with float32 weights and arithmetic."""
+    """The configuration with float32 weights and arithmetic, and the attention that a graph can be traced through."""
     backbone = config.backbone.model_copy(update={"dtype": "float32"})
-    return config.model_copy(update={"backbone": backbone, "bf16": False})
+    return config.model_copy(update={"backbone": backbone, "bf16": False, "attention": "padded"})
 
 
 def _load(folder: Path, saved: SavedTasks, tasks: Sequence[str]) -> Source:

@@ -1,6 +1,6 @@
 """Vectors of texts when only the last layers train: the lower layers' states are read from disk, the upper ones run.
 
-Shape legend: S sequences of the token store, B sequences of a chunk, T tokens, R tokens of several sequences one after
+Shape legend: S sequences of the token store, B sequences of a chunk, R tokens of several sequences one after
 another, H hidden size, D size of a vector.
 """
 
@@ -20,13 +20,12 @@ from manyskills.data.activation_store import (
     STATE_BYTES,
     SUPPORTED,
     ActivationStore,
-    Padded,
+    Halves,
     content_key,
     to_half,
 )
 from manyskills.data.tokens import TokenStore, cache_folder
 from manyskills.errors import UserError
-from manyskills.model.encoding import chunk_tensors, routed
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.model.trunk import Trunk, why_whole
 
@@ -66,7 +65,11 @@ class CachedTrunk:
 
     def routed(self, indices_B: np.ndarray) -> AbstractContextManager[None]:
         """The network set for the tasks of these sequences."""
-        return routed(self.trunk.model, self.store, indices_B)
+        return self.trunk.model.routed_for(self.store, indices_B)
+
+    def plan(self, lengths_S: np.ndarray, token_budget: int) -> list[np.ndarray]:
+        """As the model's layout wants it."""
+        return self.trunk.model.plan(lengths_S, token_budget)
 
     def missing_bytes(self) -> int:
         """What the states of the store's sequences that are not there yet will need on disk."""
@@ -108,33 +111,33 @@ class RoundedTrunk:
     def __call__(self, indices_B: np.ndarray) -> torch.Tensor:
         """vectors_BD, float32, with a graph of the upper layers if gradients are on."""
         half_RH, spans_B = to_half(_lower(self.trunk, self.store, indices_B), self.store.lengths_S[indices_B])
-        return _upper(self.trunk, self.store, indices_B, Padded.of(half_RH, spans_B))
+        return _upper(self.trunk, self.store, indices_B, Halves.of(half_RH, spans_B))
 
     def routed(self, indices_B: np.ndarray) -> AbstractContextManager[None]:
         """The network set for the tasks of these sequences."""
-        return routed(self.trunk.model, self.store, indices_B)
+        return self.trunk.model.routed_for(self.store, indices_B)
+
+    def plan(self, lengths_S: np.ndarray, token_budget: int) -> list[np.ndarray]:
+        """As the model's layout wants it."""
+        return self.trunk.model.plan(lengths_S, token_budget)
 
 
 def _lower(trunk: Trunk, store: TokenStore, indices_B: np.ndarray) -> np.ndarray:
     """states_RH of these sequences after the lower layers, float32."""
-    ids_BT, mask_BT = _tensors(trunk, store, indices_B)
-    return trunk.lower(ids_BT, mask_BT)[mask_BT.bool()].float().cpu().numpy()
+    chunk = trunk.model.chunk(store, indices_B)
+    return chunk.rows(trunk.lower(chunk)).float().cpu().numpy()
 
 
-def _upper(trunk: Trunk, store: TokenStore, indices_B: np.ndarray, padded: Padded) -> torch.Tensor:
+def _upper(trunk: Trunk, store: TokenStore, indices_B: np.ndarray, halves: Halves) -> torch.Tensor:
     """vectors_BD of these sequences from what the lower layers made of them."""
     device = trunk.model.device
-    states_BTH = torch.from_numpy(padded.states_BTH).to(device).float()
-    if padded.exponents_B.any():
-        scales_B = torch.from_numpy(padded.exponents_B).to(device)
-        states_BTH = torch.ldexp(states_BTH, scales_B[:, None, None])
-    ids_BT, mask_BT = _tensors(trunk, store, indices_B)
-    with routed(trunk.model, store, indices_B):
-        return trunk.upper(states_BTH, ids_BT, mask_BT)
-
-
-def _tensors(trunk: Trunk, store: TokenStore, indices_B: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    return chunk_tensors(store, indices_B, trunk.model.architecture.pad_id, trunk.model.device)
+    states_RH = torch.from_numpy(halves.states_RH).to(device).float()
+    if halves.exponents_B.any():
+        exponents_R = torch.from_numpy(np.repeat(halves.exponents_B, halves.lengths_B)).to(device)
+        states_RH = torch.ldexp(states_RH, exponents_R[:, None])
+    chunk = trunk.model.chunk(store, indices_B)
+    with trunk.model.routed_for(store, indices_B):
+        return trunk.upper(chunk.states(states_RH), chunk)
 
 
 def training_encoder(

@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -24,34 +22,18 @@ from manyskills.config import TrainConfig
 from manyskills.errors import UserError
 from manyskills.model.methods import ADAPTER_NAME
 from manyskills.model.multitask import MultiTaskModel, build_model
+from manyskills.saved import (
+    FORMAT,
+    GRAPH_FACTS_FILE,
+    HEADS_FILE,
+    TASKS_FILE,
+    SavedTasks,
+    read_tasks_file,
+    refuse_difference,
+)
 
-HEADS_FILE, TASKS_FILE = "heads.safetensors", "tasks.json"
 ADAPTER_FILE, FULL_FILE = "adapter_model.safetensors", "model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
-GRAPH_FACTS_FILE = "onnx.json"
-"""Marks a folder whose network is an ONNX graph, not weights for torch."""
-
-OWN_FOLDER = "."
-"""As the backbone's name: the folder that tasks.json is in, if there is a config.json beside it."""
-
-FORMAT = 1
-
-
-@dataclass(frozen=True, slots=True)
-class SavedTasks:
-    """What `tasks.json` holds: enough to build the model again and to answer with it.
-
-    Attributes:
-        config: The run's configuration (backbone, method, tasks, lengths).
-        thresholds: Probability from which each classifying task says yes; chosen on validation.
-        synthetic: Tasks whose labels were made by a program, with how.
-        step: Updates that the weights had seen.
-    """
-
-    config: TrainConfig
-    thresholds: dict[str, float]
-    synthetic: dict[str, str]
-    step: int = 0
 
 
 def save_model(
@@ -87,46 +69,6 @@ def save_heads(heads: nn.Module, saved: SavedTasks, folder: Path) -> None:
     (folder / TASKS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def read_tasks_file(folder: Path) -> SavedTasks:
-    """Read `tasks.json`.
-
-    Raises:
-        UserError: It is absent, broken, or of a newer format.
-    """
-    path = folder / TASKS_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] > FORMAT:
-            newer = f"{path} was written by manyskills {content['manyskills']}, this is {__version__}"
-            raise UserError(newer, "upgrade manyskills")
-        config = _with_own_backbone(TrainConfig.model_validate(content["config"]), folder)
-        return SavedTasks(config, content["thresholds"], content["synthetic"], content["step"])
-    except FileNotFoundError as error:
-        wanted = f"{folder} holds no trained module: {TASKS_FILE} is missing"
-        raise UserError(wanted, "give a run folder, or its best/ folder") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        wrong = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise UserError(f"{path} is not what manyskills writes: {wrong}", _RESTORE) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not what manyskills writes: {error}", _RESTORE) from error
-
-
-_RESTORE = "restore the file, load it with the version that wrote it, or train again"
-
-
-def _with_own_backbone(config: TrainConfig, folder: Path) -> TrainConfig:
-    """An exported folder is its own backbone, wherever it has been moved to."""
-    if config.backbone.name != OWN_FOLDER or not (folder / "config.json").is_file():
-        return config
-    return config.model_copy(update={"backbone": config.backbone.model_copy(update={"name": str(folder)})})
-
-
-def saved_step(folder: Path) -> int | None:
-    """The step of the weights in a folder; None if there are none."""
-    return read_tasks_file(folder).step if (folder / TASKS_FILE).is_file() else None
-
-
 def load_model(folder: Path, device: torch.device, saved: SavedTasks | None = None) -> MultiTaskModel:
     """Build the model of a saved folder and load its weights.
 
@@ -155,7 +97,7 @@ def load_weights(model: MultiTaskModel, folder: Path) -> None:
         _load_exactly(model.backbone, _read(folder / name), set(shared_state(model)), folder / name, model)
     heads = _read(folder / HEADS_FILE)
     expected = set(model.heads.state_dict())
-    _refuse_difference(expected, set(heads), folder / HEADS_FILE)
+    refuse_difference(expected, set(heads), folder / HEADS_FILE)
     with _explained(folder / HEADS_FILE):
         model.heads.load_state_dict(heads)
 
@@ -195,7 +137,7 @@ def shared_state(model: MultiTaskModel) -> dict[str, torch.Tensor]:
 def _load_exactly(
     backbone: nn.Module, state: dict[str, torch.Tensor], expected: set[str], path: Path, model: MultiTaskModel
 ) -> None:
-    _refuse_difference(expected, set(state), path)
+    refuse_difference(expected, set(state), path)
     with _explained(path):
         if model.has_adapter:
             from peft import set_peft_model_state_dict
@@ -222,15 +164,6 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path} is missing", "restore the file or train again") from error
     except SafetensorError as error:
         raise UserError(f"{path} is broken: {error}", "restore the file or train again") from error
-
-
-def _refuse_difference(expected: set[str], found: set[str], path: Path) -> None:
-    missing, unexpected = sorted(expected - found), sorted(found - expected)
-    if missing or unexpected:
-        what = [f"{len(names)} {kind} (first: {names[0]})"
-                for kind, names in (("missing", missing), ("unexpected", unexpected)) if names]  # fmt: skip
-        raise UserError(f"{path}: weights do not match the model: {', '.join(what)}",
-                        "the file belongs to another backbone, method or set of tasks")  # fmt: skip
 
 
 def _contiguous(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:

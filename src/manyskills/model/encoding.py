@@ -12,21 +12,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from manyskills.data.text_set import pad_chunk, plan_chunks
 from manyskills.data.tokens import TokenStore
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.model.pieces import pool_pieces
 
 Report = Callable[[int], None]
 """Is told how many more tokens are done."""
-
-
-def chunk_tensors(
-    store: TokenStore, indices_B: np.ndarray, pad_id: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """ids_BT and mask_BT of these sequences on the device."""
-    ids_BT, mask_BT = pad_chunk(store, indices_B, pad_id)
-    return torch.from_numpy(ids_BT).to(device), torch.from_numpy(mask_BT).to(device)
 
 
 class ChunkEncoder(Protocol):
@@ -36,17 +27,16 @@ class ChunkEncoder(Protocol):
         """vectors_BD, float32, on the model's device, with a graph if gradients are on."""
         ...
 
+    def plan(self, lengths_S: np.ndarray, token_budget: int) -> list[np.ndarray]:
+        """Positions of the sequences of each chunk, each chunk within the budget, shorter sequences first."""
+        ...
+
     def routed(self, indices_B: np.ndarray) -> AbstractContextManager[None]:
         """Within it, the network is set for the tasks that read these sequences: for back-propagating them.
 
         A layer that gradient checkpointing computes again would else read them for another chunk's tasks.
         """
         ...
-
-
-def routed(model: MultiTaskModel, store: TokenStore, indices_B: np.ndarray) -> AbstractContextManager[None]:
-    """`MultiTaskModel.routed` for these sequences of a store."""
-    return model.routed(torch.from_numpy(store.routes_S[indices_B]).to(model.device))
 
 
 class WholeBackbone:
@@ -61,14 +51,17 @@ class WholeBackbone:
         self.model, self.store = model, store
 
     def __call__(self, indices_B: np.ndarray) -> torch.Tensor:
-        """Pad to the longest and encode."""
-        ids_BT, mask_BT = chunk_tensors(self.store, indices_B, self.model.architecture.pad_id, self.model.device)
+        """Lay out and encode."""
         with self.routed(indices_B):
-            return self.model.encode(ids_BT, mask_BT)
+            return self.model.vectors(self.model.chunk(self.store, indices_B))
+
+    def plan(self, lengths_S: np.ndarray, token_budget: int) -> list[np.ndarray]:
+        """As the model's layout wants it."""
+        return self.model.plan(lengths_S, token_budget)
 
     def routed(self, indices_B: np.ndarray) -> AbstractContextManager[None]:
         """The network set for the tasks of these sequences."""
-        return routed(self.model, self.store, indices_B)
+        return self.model.routed_for(self.store, indices_B)
 
 
 @torch.no_grad()
@@ -88,7 +81,7 @@ def encode_texts(
         model: Put into evaluation mode.
         store: Holds the token sequences.
         indices_N: Which ones; repeats are encoded again, so pass unique ones.
-        token_budget: Padded tokens in one chunk.
+        token_budget: Tokens in one chunk, padding included.
         share: (rank, processes): only every so-manieth chunk is encoded, the other rows stay zero.
         report: Called after each chunk.
         encoder: How a chunk is encoded; default: by the whole backbone.
@@ -102,7 +95,7 @@ def encode_texts(
     vectors_SD = torch.zeros(len(pieces.sequences_S), model.architecture.hidden_size)
     lengths_S = store.lengths_S[pieces.sequences_S]
     rank, processes = share
-    for chunk in plan_chunks(lengths_S, token_budget)[rank::processes]:
+    for chunk in encoder.plan(lengths_S, token_budget)[rank::processes]:
         vectors_SD[torch.from_numpy(chunk)] = encoder(pieces.sequences_S[chunk]).cpu()
         if report is not None:
             report(int(lengths_S[chunk].sum()))

@@ -9,19 +9,26 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import nn
 
 from manyskills.config import BackboneConfig, FullConfig, MethodConfig, QloraConfig, TaskConfig, TrainConfig
+from manyskills.data.text_set import plan_chunks, plan_unpadded_chunks
+from manyskills.data.tokens import TokenStore
+from manyskills.model.attention import Layout, choose_attention, first_position
 from manyskills.model.backbones import Architecture, Backbone, load_backbone
+from manyskills.model.chunks import Chunk, PaddedChunk, padded_chunk, unpadded_chunk
 from manyskills.model.heads import BinaryHead, Head, build_head
 from manyskills.model.methods import METHODS, adapt, train_own_dropout
-from manyskills.model.pooling import pool
 from manyskills.model.quantization import parameter_count
 from manyskills.tasks import get_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+CPU_TOKENS = 2048
+"""Tokens of an unpadded chunk on a CPU, at most."""
 
 
 class MultiTaskModel(nn.Module):
@@ -42,6 +49,7 @@ class MultiTaskModel(nn.Module):
         self.architecture: Architecture = backbone.architecture
         self.method, self.task_configs = method, dict(tasks)
         self.trunk_dropout = False
+        self.attention: Layout = "padded"  # `choose_attention` changes it
         self.autocast_dtype: torch.dtype | None = None
         self.backbone_parameters = parameter_count(backbone.model)
         self.backbone = adapt(backbone, method, list(tasks))
@@ -62,31 +70,70 @@ class MultiTaskModel(nn.Module):
             mask_BT: 1 for tokens.
             routes_B: Which task reads each sequence (`routes`); only a routed method looks at it.
         """
-        with self.routed(routes_B), self._autocast():
-            states_BTH = self.states(ids_BT, mask_BT)
-        return pool(states_BTH, mask_BT, self.architecture.pooling)
+        with self.routed(routes_B):
+            return self.vectors(PaddedChunk(ids_BT, mask_BT))
 
-    def routed(self, routes_B: torch.Tensor | None) -> AbstractContextManager[None]:
+    def vectors(self, chunk: Chunk) -> torch.Tensor:
+        """Vectors of a chunk's sequences, float32, shape (B, D); a routed method must be set for it (`routed`)."""
+        with self._autocast():
+            states = self.states(chunk)
+        return chunk.pool(states, self.architecture.pooling)
+
+    def states(self, chunk: Chunk) -> torch.Tensor:
+        """Last hidden states of a chunk's tokens, with the same first two axes as its ids."""
+        return self.backbone(**chunk.inputs(), **self._decoder_inputs(chunk)).last_hidden_state
+
+    def chunk(self, store: TokenStore, indices_B: np.ndarray) -> Chunk:
+        """These sequences of a store as the network reads them."""
+        if self.attention == "padded":
+            return padded_chunk(store, indices_B, self.architecture.pad_id, self.device)
+        return unpadded_chunk(store, indices_B, first_position(self.network), self.device)
+
+    def plan(self, lengths_S: np.ndarray, token_budget: int) -> list[np.ndarray]:
+        """Positions of the sequences of each chunk: sorted by length, within the budget.
+
+        On a CPU unpadded chunks are small: beyond its caches, more tokens at once only cost memory.
+        """
+        if self.attention == "padded":
+            return plan_chunks(lengths_S, token_budget)
+        most = min(token_budget, CPU_TOKENS) if self.device.type == "cpu" else token_budget
+        return plan_unpadded_chunks(lengths_S, most)
+
+    def chunk_tokens(self, lengths_B: np.ndarray) -> int:
+        """Tokens that a chunk of sequences of these lengths costs."""
+        return int(lengths_B.sum() if self.attention == "unpadded" else len(lengths_B) * lengths_B.max())
+
+    def routed(self, routes: torch.Tensor | None) -> AbstractContextManager[None]:
         """Within it, these tasks' parts of the shared module read the sequences; nothing if the method is not routed.
 
         Whatever runs a layer again (gradient checkpointing in a backward pass) must be within it too.
+
+        Args:
+            routes: One a sequence of a padded chunk, or of shape (1, N) one a token of an unpadded one.
         """
-        if routes_B is None or not METHODS[self.method.name].routed:
+        if routes is None or not METHODS[self.method.name].routed:
             return nullcontext()
-        return self.backbone.base_model.routed(routes_B)  # pyright: ignore
+        return self.backbone.base_model.routed(routes)  # pyright: ignore
 
-    def states(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None) -> torch.Tensor:
-        """Last hidden states of right-padded sequences, shape (B, T, H); None stands for a mask of ones."""
-        inputs = self._decoder_inputs(ids_BT, mask_BT)
-        return self.backbone(input_ids=ids_BT, attention_mask=mask_BT, **inputs).last_hidden_state
+    def routed_for(self, store: TokenStore, indices_B: np.ndarray) -> AbstractContextManager[None]:
+        """`routed` for the chunk of these sequences."""
+        routes_B = torch.from_numpy(store.routes_S[indices_B]).to(self.device)
+        if self.attention == "padded":
+            return self.routed(routes_B)
+        lengths_B = torch.from_numpy(store.lengths_S[indices_B]).to(self.device)
+        return self.routed(routes_B.repeat_interleave(lengths_B)[None])
 
-    def _decoder_inputs(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None) -> dict[str, torch.Tensor | None]:
+    def _decoder_inputs(self, chunk: Chunk) -> dict[str, torch.Tensor | None]:
         """An encoder-decoder reads the text twice, the decoder behind its start token (Wang et al. 2021, CodeT5, arXiv
         2109.00859, section 3.3): its last state has then seen the text through both."""
         if self.architecture.family != "encoder_decoder":
             return {}
-        start_B1 = ids_BT.new_full((len(ids_BT), 1), self.architecture.start_id)
-        return {"decoder_input_ids": torch.cat([start_B1, ids_BT[:, :-1]], 1), "decoder_attention_mask": mask_BT}
+        assert isinstance(chunk, PaddedChunk)
+        start_B1 = chunk.ids.new_full((len(chunk.ids), 1), self.architecture.start_id)
+        return {
+            "decoder_input_ids": torch.cat([start_B1, chunk.ids[:, :-1]], 1),
+            "decoder_attention_mask": chunk.mask_BT,
+        }
 
     def undecayed(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether weight decay would do harm: it pulls to zero what is meant to stay near one, and biases."""
@@ -186,7 +233,9 @@ def build_model(config: TrainConfig, device: torch.device) -> MultiTaskModel:
         else config.bf16
     )
     model.autocast_dtype = torch.bfloat16 if bf16 else None
-    return model.to(device)
+    model = model.to(device)
+    choose_attention(model, config.attention)
+    return model
 
 
 def stored_as(config: TrainConfig) -> BackboneConfig:

@@ -22,7 +22,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from manyskills.model.attention import probe, routed_to_first
 from manyskills.model.backbones import Architecture
+from manyskills.model.chunks import Chunk
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.model.sites import SITES
 
@@ -51,25 +53,24 @@ class Trunk:
         self._refuse_training_below()
 
     @torch.no_grad()
-    def lower(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-        """Hidden states after the lower layers, shape (B, T, H), in the network's own number format."""
+    def lower(self, chunk: Chunk) -> torch.Tensor:
+        """Hidden states after the lower layers, axes as the chunk's ids and H, in the network's own number format."""
         with self._layers.lower_only(self.lower_layers) as states:
-            self.model.encode(ids_BT, mask_BT)
+            self.model.vectors(chunk)
         return states[0]
 
-    def upper(self, states_BTH: torch.Tensor, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-        """Vectors from the states after the lower layers, as `MultiTaskModel.encode` gives them from the ids.
+    def upper(self, states_BTH: torch.Tensor, chunk: Chunk) -> torch.Tensor:
+        """Vectors from the states after the lower layers, as `MultiTaskModel.vectors` gives them from the ids.
 
         Args:
-            states_BTH: Need no gradient and get none.
-            ids_BT: Only for what the network derives from them besides states, as positions.
-            mask_BT: 1 for tokens.
+            states_BTH: As `lower` gives them; need no gradient and get none.
+            chunk: Its ids only matter for what the network derives from them besides states, as positions.
 
         Returns:
             vectors_BD, with a graph if gradients are on.
         """
         with self._layers.upper_only(self.lower_layers, states_BTH):
-            return self.model.encode(ids_BT, mask_BT)
+            return self.model.vectors(chunk)
 
     @torch.no_grad()
     def problem(self) -> str | None:
@@ -78,24 +79,16 @@ class Trunk:
         Puts the model into evaluation mode.
         """
         self.model.eval()
-        ids_BT, mask_BT = self._probe()
+        chunk = probe(self.model)
         try:
-            with self.model.routed(torch.zeros(len(ids_BT), dtype=torch.long, device=self.model.device)):
-                whole_BD = self.model.encode(ids_BT, mask_BT)
-                parts_BD = self.upper(self.lower(ids_BT, mask_BT), ids_BT, mask_BT)
+            with routed_to_first(self.model, chunk):
+                whole_BD = self.model.vectors(chunk)
+                parts_BD = self.upper(self.lower(chunk), chunk)
         except Exception as error:  # noqa: BLE001 - whatever another version of the library makes of the stand-ins
             return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         if (parts_BD - whole_BD).abs().max() <= SAME * whole_BD.abs().max():
             return None
         return "their vectors are not those of the whole network"
-
-    def _probe(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask of a text of 16 tokens and one of 6."""
-        pad = self.model.architecture.pad_id
-        mask_BT = torch.arange(16).expand(2, -1) < torch.tensor([[16], [6]])
-        ids_BT = torch.arange(3, 35).view(2, 16)
-        ids_BT = ids_BT.where(ids_BT != pad, 2).where(mask_BT, pad)
-        return ids_BT.to(self.model.device), mask_BT.long().to(self.model.device)
 
     def fingerprint(self) -> str:
         """A hash of what decides the lower states: the very numbers of the weights wherever they came from, the

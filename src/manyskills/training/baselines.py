@@ -21,11 +21,13 @@ from manyskills.config import EarlyStoppingConfig, FrozenConfig, TrainConfig, Un
 from manyskills.data.preparation import Prepared, synthetic_tasks
 from manyskills.data.sampling import Phase, Sampler
 from manyskills.data.text_set import gather
-from manyskills.evaluation.outputs import Outputs, task_outputs
+from manyskills.evaluation.answers import Outputs
+from manyskills.evaluation.outputs import task_outputs
 from manyskills.files import replace_folder_atomically, write_atomically
-from manyskills.model.checkpoint import HEADS_FILE, read_tasks_file, save_model
-from manyskills.model.encoding import encode_texts
+from manyskills.model.checkpoint import save_model
 from manyskills.model.multitask import MultiTaskModel, build_model, set_class_balance
+from manyskills.model.vector_cache import VectorCache, cached_vectors
+from manyskills.saved import HEADS_FILE, read_tasks_file
 from manyskills.tasks import SplitName
 from manyskills.training.loop import Announce, Trainer, positive_shares
 from manyskills.training.processes import Processes
@@ -105,11 +107,18 @@ def base_vectors(
     *,
     processes: Processes | None = None,
     keep: Path | None = None,
+    cache: VectorCache | None = None,
 ) -> PrecomputedVectors:
     """Vectors of every text of these splits, each encoded once, with a progress bar.
 
-    Split by split and validation first: so that split is cut into the same chunks as in training and gives the same
-    numbers, to the last bit.
+    Split by split and validation first: without a cache, that split is cut into the same chunks as in training and
+    gives the same numbers, to the last bit.
+
+    With a cache, a vector may have been computed in another run's chunks and differ in the last digits from one that is
+    computed here. A run that was killed before `keep` was written still goes on with the same numbers: a split's new
+    vectors enter the cache together or not at all, so of each split either all are there or the same ones are missing
+    as the first time, and those are computed in the same chunks. This assumes that no other run adds vectors of these
+    texts between the two starts, and that none of the folder is removed.
 
     Args:
         model: Gives the vectors.
@@ -118,6 +127,7 @@ def base_vectors(
         splits: Which ones.
         processes: Share the work.
         keep: A file that a resumed run reads instead of encoding again.
+        cache: The vectors that other runs computed, of this very model.
     """
     order = sorted(splits, key=lambda split: split != "valid")
     indices_S = np.unique(np.concatenate([prepared.used_texts(split) for split in order]))
@@ -131,10 +141,10 @@ def base_vectors(
         for split in order:
             rows_N = np.searchsorted(indices_S, prepared.used_texts(split))
             rows_N = rows_N[~done_S[rows_N]]
-            part_ND = encode_texts(
-                model, prepared.store, indices_S[rows_N], config.token_budget, share=share, report=bar.update
-            )
-            vectors_SD[torch.from_numpy(rows_N)] = processes.sum(part_ND) if processes else part_ND
+            vectors_SD[torch.from_numpy(rows_N)] = cached_vectors(
+                model, prepared.store, indices_S[rows_N], config.token_budget, cache,
+                processes=processes, report=bar.update,
+            )  # fmt: skip
             done_S[rows_N] = True
     if keep is not None and share[0] == 0:
         content = {"vectors": vectors_SD, "indices": torch.from_numpy(indices_S)}

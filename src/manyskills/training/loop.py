@@ -16,12 +16,14 @@ from manyskills.config import TrainConfig
 from manyskills.data.preparation import Prepared, synthetic_tasks
 from manyskills.data.sampling import Phase, Sampler
 from manyskills.errors import UserError
-from manyskills.evaluation.outputs import Outputs, choose_thresholds, plain_metrics, task_outputs
+from manyskills.evaluation.answers import Outputs, choose_thresholds, plain_metrics
+from manyskills.evaluation.outputs import task_outputs
 from manyskills.evaluation.scores import defined
 from manyskills.files import recover_folder, replace_folder_atomically
-from manyskills.model.checkpoint import load_weights, save_model, saved_step
+from manyskills.model.checkpoint import load_weights, save_model
 from manyskills.model.encoding import ChunkEncoder, encode_texts
 from manyskills.model.multitask import MultiTaskModel
+from manyskills.saved import saved_step
 from manyskills.tasks import get_task
 from manyskills.training.balancing import build_balancing, collapsed
 from manyskills.training.optimizer import Optimizer

@@ -16,8 +16,10 @@ from manyskills.config import TrainConfig, last_layers
 from manyskills.data.activation_store import STATE_BYTES, different_tokens
 from manyskills.data.preparation import Prepared, Truncation, prepare, read_tasks, synthetic_tasks
 from manyskills.data.sampling import Phase, Sampler
-from manyskills.data.text_set import gather, plan_chunks
+from manyskills.data.text_set import gather
+from manyskills.model.attention import choose_attention
 from manyskills.model.backbones import load_backbone
+from manyskills.model.chunks import PaddedChunk
 from manyskills.model.methods.overview import MethodFacts, facts
 from manyskills.model.multitask import MultiTaskModel, stored_as
 from manyskills.model.quantization import saved_bytes
@@ -115,13 +117,14 @@ def make_plan(config: TrainConfig) -> Plan:
     backbone = load_backbone(stored_as(config), weights=False)
     saved = saved_bytes(backbone.model) if backbone.config.quantize else 0
     model = MultiTaskModel(backbone, config.method, config.tasks)
+    choose_attention(model, config.attention)
     if config.gradient_checkpointing:
         model.checkpoint_gradients()
     positions = model.architecture.max_positions
     rows = read_tasks(config, SPLITS)
     prepared = prepare(rows, config.tasks, config.max_length, model.tokenizer, model.template, positions, model.routes)
     schedule = Schedule.of(config, sum(len(part) for part in prepared.examples["train"].values()))
-    steps = _look_at_steps(config, prepared, schedule.total)
+    steps = _look_at_steps(config, model, prepared, schedule.total)
     method = facts(model.backbone, config.method, model.backbone_parameters)
     shared = method.trainable
     heads = sum(p.numel() for _, p in model.head_parameters())
@@ -174,7 +177,7 @@ class _Steps:
     most_padded_chunk: int
 
 
-def _look_at_steps(config: TrainConfig, prepared: Prepared, total: int) -> _Steps:
+def _look_at_steps(config: TrainConfig, model: MultiTaskModel, prepared: Prepared, total: int) -> _Steps:
     """Averages and maxima over steps spread evenly over the run."""
     train = prepared.examples["train"]
     sampler = Sampler(train, config.sampling, config.batch_size, config.seed, positive_shares(config))
@@ -185,7 +188,7 @@ def _look_at_steps(config: TrainConfig, prepared: Prepared, total: int) -> _Step
     for step in np.unique(np.linspace(0, total - 1, min(SAMPLED_STEPS, total)).astype(int)).tolist():
         batch = sampler.at(step, phases)
         lengths_S = prepared.store.lengths_S[prepared.store.pieces(gather(batch).unique_N).sequences_S]
-        sizes = [len(chunk) * int(lengths_S[chunk].max()) for chunk in plan_chunks(lengths_S, config.token_budget)]
+        sizes = [model.chunk_tokens(lengths_S[chunk]) for chunk in model.plan(lengths_S, config.token_budget)]
         tokens.append(int(lengths_S.sum()))
         padded.append(sum(sizes))
         chunks.append(max(sizes))
@@ -242,7 +245,7 @@ def _saved_bytes(model: MultiTaskModel, tokens: int) -> float:
     model.train()
     route_B = torch.zeros(1, dtype=torch.long, device="meta")
     with model.routed(route_B), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        states = model.states(ids_BT, mask)
+        states = model.states(PaddedChunk(ids_BT, mask))
     total = sum(storage.nbytes() for storage in saved.values())
     del states
     return total / tokens

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from manyskills.data.rows import SplitRows
-from manyskills.evaluation.outputs import Outputs, Probabilities
+from manyskills.evaluation.answers import Outputs, Probabilities
 
 
 def write_predictions(

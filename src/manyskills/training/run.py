@@ -23,8 +23,10 @@ from manyskills.data.renaming import rename_some
 from manyskills.errors import UserError, require_extra
 from manyskills.files import replace_folder_atomically, write_atomically
 from manyskills.model.activations import training_encoder
-from manyskills.model.checkpoint import HEADS_FILE
+from manyskills.model.methods import METHODS
 from manyskills.model.multitask import MultiTaskModel, build_model, set_class_balance, stored_as
+from manyskills.model.vector_cache import published_vector_cache
+from manyskills.saved import HEADS_FILE
 from manyskills.tasks import SPLITS, SplitName
 from manyskills.training import baselines
 from manyskills.training.card import write_card
@@ -149,7 +151,7 @@ def _base_vectors(
     processes: Processes,
     announce: Announce,
 ) -> PrecomputedVectors | None:
-    """Vectors of the backbone as published (the model at step 0 gives just these), for the splits that need them."""
+    """Vectors of the backbone as published, for the splits that need them; most methods give just these at step 0."""
     splits: list[SplitName] = []
     if config.method.name == "frozen" or _trains_frozen_heads(config):
         splits = ["train", "valid"]
@@ -159,8 +161,13 @@ def _base_vectors(
         return None
     tokens = sum(int(prepared.store.lengths_N[prepared.used_texts(split)].sum()) for split in splits)
     announce(f"encoding {tokens:,} tokens ({', '.join(splits)}) with the backbone as it is, for comparison")
+    if not METHODS[config.method.name].equal_at_start:
+        model = baselines.frozen_model(config, positive_rates(prepared.examples["train"]), processes.device)
+    cache = published_vector_cache(model, tokens) if config.vector_cache else None
+    if cache is not None:
+        announce(f"its vectors are kept in {cache.folder}; those that are there are read")
     keep = folder.baselines / VECTORS_FILE
-    vectors = baselines.base_vectors(model, config, prepared, splits, processes=processes, keep=keep)
+    vectors = baselines.base_vectors(model, config, prepared, splits, processes=processes, keep=keep, cache=cache)
     processes.wait()
     return vectors
 
@@ -182,8 +189,9 @@ def _train(
         source = BackboneVectors(
             model, prepared.store, config.token_budget, cached=cached, processes=processes, encoder=encoder
         )
+    start = base if METHODS[config.method.name].equal_at_start else None
     trainer = Trainer(
-        config, model, prepared, source, folder, processes, tracker, announce, start=base, encoder=encoder
+        config, model, prepared, source, folder, processes, tracker, announce, start=start, encoder=encoder
     )
     with progress_bar(trainer.schedule.total, "training", hidden=not processes.is_main) as bar:
         progress = trainer.run(bar)

@@ -10,13 +10,15 @@ import torch
 from manyskills.config import TrainConfig
 from manyskills.data.preparation import Prepared, positive_rates, read_tasks
 from manyskills.data.rows import SplitRows
+from manyskills.evaluation.answers import Outputs, choose_thresholds, plain_metrics, score
 from manyskills.evaluation.floors import tfidf_floor
-from manyskills.evaluation.outputs import Outputs, choose_thresholds, plain_metrics, score, task_outputs
+from manyskills.evaluation.outputs import task_outputs
 from manyskills.evaluation.scores import TaskScores, defined
 from manyskills.model.activations import rounded_trunk
-from manyskills.model.checkpoint import load_model, read_tasks_file
+from manyskills.model.checkpoint import load_model
 from manyskills.model.encoding import encode_texts
 from manyskills.model.multitask import MultiTaskModel
+from manyskills.saved import read_tasks_file
 from manyskills.tasks import get_task
 from manyskills.training import baselines
 from manyskills.training.loop import Announce

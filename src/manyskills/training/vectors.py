@@ -16,7 +16,6 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from manyskills.data.text_set import plan_chunks
 from manyskills.data.tokens import TokenStore
 from manyskills.data.windows import Pieces
 from manyskills.model.encoding import ChunkEncoder, WholeBackbone
@@ -66,7 +65,7 @@ class BackboneVectors:
     Args:
         model: Gives the vectors.
         store: Holds the token sequences.
-        token_budget: Padded tokens in one chunk.
+        token_budget: Tokens in one chunk, padding included.
         cached: Encode without a graph and once more, chunk by chunk, when the gradient is known: the memory of one
             chunk instead of the step's.
         processes: Share the chunks.
@@ -95,7 +94,7 @@ class BackboneVectors:
         self._pieces, self._seed, self._chunks = self.store.pieces(unique_N), seed, []
         sequences_S, device = self._pieces.sequences_S, self.model.device
         vectors_SD = torch.zeros(len(sequences_S), self.model.architecture.hidden_size, device=device)
-        plan = plan_chunks(self.store.lengths_S[sequences_S], self.token_budget)
+        plan = self.encoder.plan(self.store.lengths_S[sequences_S], self.token_budget)
         # the longest chunks come last: dealing them out in turn keeps the processes' shares alike
         for number, chunk in list(enumerate(plan))[self.processes.rank :: self.processes.count]:
             with torch.set_grad_enabled(not self.cached):

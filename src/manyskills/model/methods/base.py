@@ -32,6 +32,7 @@ class Method(ABC):
         equal_at_start: The adapted network answers as the backbone does until the first update.
         mergeable: The trained network is one of the backbone's kind, once an update is added to the weights.
         routed: The vector of a text depends on the task that asks.
+        unpadded: It works on sequences one behind another as well.
         undecayed: Parts of the names of parameters that weight decay leaves alone, such as scales that start at one.
         plug_in: It is a tuner of ours; peft alone cannot load what it saved.
         formula: Trainable parameters, for people. h hidden size, L layers, b bottleneck, r rank, p prefix length.
@@ -41,6 +42,7 @@ class Method(ABC):
     equal_at_start: bool = True
     mergeable: bool = False
     routed: bool = False
+    unpadded: bool = True
     undecayed: tuple[str, ...] = ()
     plug_in: bool = False
     formula: str

@@ -20,7 +20,7 @@ from manyskills.errors import UserError
 from manyskills.model.backbones import Backbone
 from manyskills.model.methods.base import Method, attach, matched
 from manyskills.model.methods.plugin import register
-from manyskills.model.methods.wrapping import WrappingLayer, WrappingTuner
+from manyskills.model.methods.wrapping import WrappingLayer, WrappingTuner, autocasts
 from manyskills.model.sites import SiteKind, linear_sizes
 
 PEFT_TYPE = "BOTTLENECK_ADAPTER"
@@ -116,7 +116,7 @@ class BottleneckLayer(WrappingLayer):
 
     def _adapter(self, x: torch.Tensor, name: str) -> torch.Tensor:
         down = self.bottleneck_down[name]
-        if not _autocasts(x.device.type):  # which casts by itself; a second copy would be for nothing
+        if not autocasts(x.device.type):  # which casts by itself; a second copy would be for nothing
             x = x.to(next(down.parameters()).dtype)
         inner = ACTIVATIONS[self.bottleneck_config[name].activation](down(x))
         return self.bottleneck_up[name](self.bottleneck_dropout[name](inner))
@@ -127,10 +127,6 @@ def _refuse_other_sizes(target: nn.Module, width: int, name: str) -> None:
     if sizes is not None and sizes != (width, width):
         found = f"method.targets: {name} leads from size {sizes[0]} to {sizes[1]}"
         raise UserError(f"{found}, a parallel adapter from {width} to {width}", "name whole blocks of that size")
-
-
-def _autocasts(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 class BottleneckTuner(WrappingTuner):

@@ -32,10 +32,14 @@ class Lora(Method):
         import peft
         from peft.tuners.lora import LoraLayer
 
+        from manyskills.model.methods.fused_lora import use_fused_layers
+
         match = matched(backbone, config, ["query_value" if config.target == "attention" else "linear"])
         peft_config = peft.LoraConfig(
             r=config.r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, use_dora=self.dora
         )
+        if backbone.config.quantize is None:
+            use_fused_layers(peft_config)
         return attach(backbone, peft_config, match, LoraLayer)
 
     def where(self, config: _Config) -> str:

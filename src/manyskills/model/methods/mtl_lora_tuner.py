@@ -63,25 +63,27 @@ class MtlLoraTunerConfig(PeftConfig):
 
 
 class Routes:
-    """Which task reads each sequence of the batch; one object for all layers of a tuner."""
+    """Which task reads each sequence of the batch, or each token of sequences that lie one behind another; one object
+    for all layers of a tuner."""
 
     def __init__(self) -> None:
-        self.tasks_B: torch.Tensor | None = None
+        self.tasks: torch.Tensor | None = None
 
-    def of(self, batch: int, tasks: list[str]) -> torch.Tensor | None:
-        """Indices of tasks, one for each of so many sequences; None where there is only one task.
+    def of(self, x: torch.Tensor, tasks: list[str]) -> torch.Tensor | None:
+        """Indices of tasks, one for each row of a layer's input or one for each of its tokens; None where there is only
+        one task.
 
         Raises:
             RuntimeError: They were not set, or for another batch.
         """
-        if self.tasks_B is None:
+        if self.tasks is None:
             if len(tasks) == 1:
                 return None
             raise RuntimeError(f"set the route of each sequence first: this adapter holds {', '.join(tasks)}")
-        if self.tasks_B.shape != (batch,):
-            found = f"a layer's input has {batch} rows, the routes are of shape {tuple(self.tasks_B.shape)}"
+        if self.tasks.shape not in (x.shape[:1], x.shape[:-1]):
+            found = f"a layer's input is of shape {tuple(x.shape)}, the routes are of shape {tuple(self.tasks.shape)}"
             raise RuntimeError(f"{found}: set them for each batch; the first axis must be the batch")
-        return self.tasks_B
+        return self.tasks
 
 
 class MtlLoraLinear(nn.Module, BaseTunerLayer):
@@ -147,16 +149,18 @@ class MtlLoraLinear(nn.Module, BaseTunerLayer):
         return y
 
     def _update(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        """The update of an input whose first axis is the batch."""
+        """The update of an input whose first axis is the batch, or of one row of sequences one behind another."""
         config = self.mtllora_config[name]
-        tasks_B = self.routes.of(len(x), config.tasks)
+        tasks = self.routes.of(x, config.tasks)
         # weights are brought to the input's type, not the other way round: they are far smaller
         inner = functional.linear(self.mtllora_dropout[name](x), self.mtllora_A[name].to(x.dtype))
         scaled_SR = self.mtllora_diagonal[name] * (config.lora_alpha / config.r)
         up_SOR = (self.mixed(name) * scaled_SR[:, None]).to(inner.dtype)
-        if tasks_B is None:
+        if tasks is None:
             return functional.linear(inner, up_SOR[0])
-        update = torch.bmm(inner.reshape(len(x), -1, config.r), up_SOR[tasks_B.to(x.device)].mT)
+        if tasks.ndim > 1:
+            return _up_by_token(inner, up_SOR, tasks.to(x.device))
+        update = torch.bmm(inner.reshape(len(x), -1, config.r), up_SOR[tasks.to(x.device)].mT)
         return update.reshape(*inner.shape[:-1], self.out_features)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -170,6 +174,13 @@ class MtlLoraLinear(nn.Module, BaseTunerLayer):
 
     def unmerge(self) -> None:
         """Nothing is ever merged."""
+
+
+def _up_by_token(inner_BTR: torch.Tensor, up_SOR: torch.Tensor, tasks_BT: torch.Tensor) -> torch.Tensor:
+    """Each token through its own task's matrix: one product, in which every other task's part of a token is zero."""
+    mine_BTS = functional.one_hot(tasks_BT, len(up_SOR)).to(inner_BTR.dtype)
+    spread_BTX = (mine_BTS[..., None] * inner_BTR[..., None, :]).flatten(-2)
+    return functional.linear(spread_BTX, up_SOR.transpose(0, 1).flatten(1))
 
 
 def _sizes(base_layer: nn.Module) -> tuple[int, int]:
@@ -189,18 +200,18 @@ class MtlLoraTuner(BaseTuner):
     routes: Routes
 
     @contextmanager
-    def routed(self, tasks_B: torch.Tensor) -> Iterator[None]:
-        """Within it, sequence number i of every batch is read by task number tasks_B[i]; outside nothing is set, and a
-        network with several tasks refuses to run.
+    def routed(self, tasks: torch.Tensor) -> Iterator[None]:
+        """Within it, sequence number i of every batch is read by task number tasks[i], or token number i of a batch of
+        one row by task number tasks[0, i]; outside nothing is set, and a network with several tasks refuses to run.
 
         Args:
-            tasks_B: Indices into the configuration's `tasks`, int64.
+            tasks: Indices into the configuration's `tasks`, int64.
         """
-        before, self.routes.tasks_B = self.routes.tasks_B, tasks_B
+        before, self.routes.tasks = self.routes.tasks, tasks
         try:
             yield
         finally:
-            self.routes.tasks_B = before
+            self.routes.tasks = before
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         if "routes" not in self.__dict__:  # later adapters share it

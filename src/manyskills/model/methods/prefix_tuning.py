@@ -164,6 +164,7 @@ class PrefixTuning(Method):
     """
 
     equal_at_start = False
+    unpadded = False
     plug_in = True
     formula = "2 p h_kv an attention block; with projection m: p h + (h + 1) m + (m + 1) 2 h_kv"
 
