@@ -66,7 +66,7 @@ def vectors(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, n
     candidates_CD = shared_D + mixed_CD + 0.5 * rng.standard_normal((count, size), np.float32)
     copies = rng.choice(count, count // 50, replace=False)
     candidates_CD[copies] = candidates_CD[rng.integers(count, size=len(copies))]
-    queries_QD = candidates_CD + 10 * rng.standard_normal((count, size), np.float32)
+    queries_QD = candidates_CD + 7 * rng.standard_normal((count, size), np.float32)
     return _on_grid(queries_QD), _on_grid(candidates_CD), np.arange(count)
 
 

@@ -185,3 +185,20 @@ def test_the_untrained_backbone_has_no_prefix(backbone_folder, data_dir, tmp_pat
         results = train(config).results
         found.append({name: task["systems"]["untrained"]["test"]["metrics"] for name, task in results["tasks"].items()})
     assert found[0] == found[1]
+
+
+def test_a_checkpoint_is_checked_on_the_vectors_it_was_chosen_by(backbone_folder, data_dir, tmp_path, monkeypatch):
+    """The backbone's may come from the disk, from another run's chunks: other digits must not end a finished run."""
+    original, calls = baselines.base_vectors, []
+
+    def other_digits_at_first(*arguments, **options):
+        found = original(*arguments, **options)
+        if not calls:
+            found.vectors_SD += torch.randn(found.vectors_SD.shape, generator=torch.Generator().manual_seed(0))
+        calls.append(found)
+        return found
+
+    monkeypatch.setattr(baselines, "base_vectors", other_digits_at_first)
+    config = small_config(backbone_folder("bert"), data_dir, tmp_path / "run", method="frozen", max_steps=4)
+    train(config)
+    assert len(calls) == 2 and not torch.allclose(*(found.vectors_SD[:1] for found in calls), atol=0.1)

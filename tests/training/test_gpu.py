@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from manyskills.api import load
+from manyskills.model import unpadded
+from manyskills.model.attention import UNPADDED
 from manyskills.model.encoding import encode_texts
 from manyskills.model.multitask import build_model
 from manyskills.training.balancing import build_balancing
@@ -117,18 +119,34 @@ def test_a_paged_state_survives_the_disk_and_stays_paged(optim, backbone_folder,
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert", "llama", "mistral", "qwen2", "qwen3"])
-def test_variable_length_attention_gives_the_padded_vectors(family, backbone_folder, data_dir):
-    """In bf16, with grouped heads (the decoders) and sliding windows (ModernBERT, Mistral)."""
-    config = small_config(backbone_folder(family), data_dir, bf16=True, attention="unpadded")
+@pytest.mark.parametrize("family", UNPADDED)
+@pytest.mark.parametrize("method", [{"name": "lora", "r": 2, "lora_dropout": 0.0}, "full"], ids=["lora", "full"])
+def test_variable_length_attention_gives_the_padded_vectors(family, method, backbone_folder, data_dir, monkeypatch):
+    """In bf16, with grouped heads (the decoders) and sliding windows (ModernBERT, Mistral); float32 weights too."""
+    calls = []
+    by_bounds = unpadded._by_bounds
+    monkeypatch.setattr(unpadded, "_by_bounds", lambda *a: calls.append(1) or by_bounds(*a))
+    config = small_config(backbone_folder(family), data_dir, bf16=True, attention="unpadded", method=method)
     model, prepared = load_inputs(config, torch.device("cuda"))
-    assert model.attention == "unpadded"
     indices_N = prepared.used_texts("train")
-    unpadded_ND = encode_texts(model, prepared.store, indices_N, 2000)
-    model.attention = "padded"
-    padded_ND = encode_texts(model, prepared.store, indices_N, 2000)
-    cosines_N = torch.nn.functional.cosine_similarity(unpadded_ND, padded_ND)
-    assert cosines_N.min() > 0.999
+    found = {}
+    for layout in ("unpadded", "padded"):
+        model.attention = layout
+        vectors_ND = encode_texts(model, prepared.store, indices_N, 2000)
+        assert bool(calls) == (layout == "unpadded")
+        model.train()
+        model.zero_grad()
+        source = BackboneVectors(
+            model, prepared.store, 2000, cached=False, processes=Processes(0, 1, torch.device("cuda"))
+        )
+        source.forward(indices_N, 0)
+        source.backward(torch.ones(len(indices_N), vectors_ND.shape[1], device="cuda"))
+        gradients = torch.cat([p.grad.flatten() for _, p in model.shared_parameters() if p.grad is not None])
+        found[layout] = (vectors_ND, gradients)
+        calls.clear()
+    similar = torch.nn.functional.cosine_similarity
+    assert similar(found["unpadded"][0], found["padded"][0]).min() > 0.999
+    assert similar(found["unpadded"][1], found["padded"][1], dim=0) > 0.99
 
 
 @pytest.mark.parametrize(("bf16", "found"), [(True, "unpadded"), (False, "padded")])

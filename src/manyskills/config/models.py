@@ -192,12 +192,14 @@ class TrainConfig(Section):
     max_steps: PositiveInt | None = Field(default=None, description="Overrides num_train_epochs.")
     batch_size: PositiveInt = Field(default=64, description="Examples a step, over all tasks and all processes.")
     token_budget: PositiveInt = Field(
-        default=8192, description="Tokens in one chunk, padding included where there is any; bounds memory."
+        default=8192,
+        description="Tokens in one chunk, padding included where there is any; bounds memory. On a CPU "
+        "unpadded chunks hold 2,048 at most.",
     )
     attention: Literal["auto", "padded", "unpadded"] = Field(
         default="auto",
         description="unpadded: the texts of a chunk one behind another, attention within each; auto: where the "
-        "backbone, the method and the device allow it. The answers are the same.",
+        "backbone, the method and the device allow it. The answers are the same up to rounding.",
     )
     step_memory: Literal["single_pass", "cached"] = Field(
         default="single_pass", description="cached: memory of one chunk whatever the batch, at one more forward pass."

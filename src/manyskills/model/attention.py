@@ -27,13 +27,15 @@ UNPADDED = ("bert", "roberta", "modernbert", "llama", "mistral", "qwen2", "qwen3
 SAME = 1e-4
 """By how much of the largest value the vectors of the two layouts may differ in float32."""
 
-PROBE_LENGTHS = np.array([6, 16, 16])
+PROBE_LENGTHS = (6, 16, 16)
+WIDEST = 256
+"""Sliding windows up to this size are tried with a text that they do not span."""
 
 
 def choose_attention(model: MultiTaskModel, wanted: Literal["auto", "padded", "unpadded"]) -> None:
     """Set a model's layout.
 
-    How networks pass on what is new to them is not promised by transformers, so three short texts are tried first.
+    How networks pass on what is new to them is not promised by transformers, so a few short texts are tried first.
 
     Args:
         model: On the device where it will run; `attention` is set, and the network's attention function.
@@ -84,7 +86,7 @@ def _why_padded(model: MultiTaskModel) -> str | None:
 
 @torch.no_grad()
 def _difference(model: MultiTaskModel) -> str | None:
-    """What is wrong with the vectors of three short texts; None if they are those of the padded layout."""
+    """What is wrong with the vectors of a few short texts; None if they are those of the padded layout."""
     training = model.training
     model.eval()
     try:
@@ -95,6 +97,8 @@ def _difference(model: MultiTaskModel) -> str | None:
         model.train(training)
     precise = model.autocast_dtype is None and model.network.dtype == torch.float32
     bound = SAME if precise else 0.05  # half precision rounds in another order
+    if not padded_BD.isfinite().all():
+        return "its vectors are not finite numbers, so that layouts cannot be compared"
     if (padded_BD - unpadded_BD).abs().max() <= bound * padded_BD.abs().max():
         return None
     return "this version of transformers gives other vectors then"
@@ -107,7 +111,7 @@ def routed_to_first(model: MultiTaskModel, chunk: Chunk) -> AbstractContextManag
 
 
 def probe(model: MultiTaskModel) -> Chunk:
-    """Three short texts in the model's layout, to try a network out."""
+    """A few short texts in the model's layout, to try a network out."""
     padded, unpadded = _probes(model)
     return padded if model.attention == "padded" else unpadded
 
@@ -118,10 +122,13 @@ def _vectors(model: MultiTaskModel, chunk: Chunk) -> torch.Tensor:
 
 
 def _probes(model: MultiTaskModel) -> tuple[PaddedChunk, UnpaddedChunk]:
-    pad = model.architecture.pad_id
-    mask_BT = torch.arange(int(PROBE_LENGTHS.max())) < torch.from_numpy(PROBE_LENGTHS)[:, None]
-    ids_BT = torch.arange(3, 3 + mask_BT.numel()).view_as(mask_BT)
+    pad, network = model.architecture.pad_id, model.network.config
+    window = getattr(network, "sliding_window", None) or WIDEST
+    lengths_B = np.array([*PROBE_LENGTHS, *([window + 8] if window < WIDEST else [])])
+    lengths_B = np.minimum(lengths_B, model.architecture.max_positions or lengths_B)
+    mask_BT = torch.arange(int(lengths_B.max())) < torch.from_numpy(lengths_B)[:, None]
+    ids_BT = (3 + torch.arange(mask_BT.numel()) % (network.vocab_size - 3)).view_as(mask_BT)
     ids_BT = ids_BT.where(ids_BT != pad, 2).where(mask_BT, pad).to(model.device)
     mask_BT = mask_BT.to(model.device)
-    unpadded = UnpaddedChunk(ids_BT[mask_BT][None], Bounds(PROBE_LENGTHS, model.device), first_position(model.network))
+    unpadded = UnpaddedChunk(ids_BT[mask_BT][None], Bounds(lengths_B, model.device), first_position(model.network))
     return PaddedChunk(ids_BT, mask_BT.long()), unpadded

@@ -79,7 +79,10 @@ def load_model(folder: Path, device: torch.device, saved: SavedTasks | None = No
         what = f"{folder} holds an ONNX graph, and no weights for torch"
         raise UserError(what, "load the run, or what `manyskills export --format merged` made of it")
     saved = saved or read_tasks_file(folder)
-    model = build_model(saved.config, device)
+    config = saved.config
+    if config.attention == "unpadded":  # what a run insisted on may not be possible here, and the answers are the same
+        config = config.model_copy(update={"attention": "auto"})
+    model = build_model(config, device)
     load_weights(model, folder)
     return model.eval()
 

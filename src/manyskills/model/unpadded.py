@@ -27,6 +27,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from manyskills.model.precision import autocasts
+
 ATTENTION = "manyskills_unpadded"
 
 
@@ -108,8 +110,11 @@ def unpadded_attention(
         dropout=rest.get("dropout") or 0.0,
         scale=rest.get("scaling"),
     )
-    query_NAD, key_NKD, value_NKD = (x[0].transpose(0, 1) for x in (query_1AND, key_1KND, value_1KND))
-    attend = _by_bounds if _takes_bounds(query_1AND, rule) else _by_groups
+    states = (query_1AND, key_1KND, value_1KND)
+    if autocasts(query_1AND.device.type):  # as PyTorch does for its own attention; rotary embeddings give float32
+        states = [x.to(torch.get_autocast_dtype(x.device.type)) for x in states]
+    query_NAD, key_NKD, value_NKD = (x[0].transpose(0, 1) for x in states)
+    attend = _by_bounds if has_varlen(query_NAD.device, query_NAD.dtype) and not rule.dropout else _by_groups
     return attend(query_NAD, key_NKD, value_NKD, bounds, rule)[None], None
 
 
@@ -137,10 +142,6 @@ class _Rule:
 def has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether PyTorch has attention by sequence bounds for such states (flash attention: half precision on a GPU)."""
     return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
-
-
-def _takes_bounds(query: torch.Tensor, rule: _Rule) -> bool:
-    return has_varlen(query.device, query.dtype) and not rule.dropout
 
 
 def _by_bounds(

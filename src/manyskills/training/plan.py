@@ -180,6 +180,7 @@ class _Steps:
 def _look_at_steps(config: TrainConfig, model: MultiTaskModel, prepared: Prepared, total: int) -> _Steps:
     """Averages and maxima over steps spread evenly over the run."""
     train = prepared.examples["train"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # the model here is on neither
     sampler = Sampler(train, config.sampling, config.batch_size, config.seed, positive_shares(config))
     phases = [Phase(0, tuple(config.tasks))]
     rows: dict[str, list[int]] = {name: [] for name in config.tasks}
@@ -188,7 +189,7 @@ def _look_at_steps(config: TrainConfig, model: MultiTaskModel, prepared: Prepare
     for step in np.unique(np.linspace(0, total - 1, min(SAMPLED_STEPS, total)).astype(int)).tolist():
         batch = sampler.at(step, phases)
         lengths_S = prepared.store.lengths_S[prepared.store.pieces(gather(batch).unique_N).sequences_S]
-        sizes = [model.chunk_tokens(lengths_S[chunk]) for chunk in model.plan(lengths_S, config.token_budget)]
+        sizes = [model.chunk_tokens(lengths_S[chunk]) for chunk in model.plan(lengths_S, config.token_budget, device)]
         tokens.append(int(lengths_S.sum()))
         padded.append(sum(sizes))
         chunks.append(max(sizes))

@@ -212,7 +212,7 @@ def _finish(
     """Measure the reloaded best checkpoint and what it is compared with; write everything."""
     announce(f"evaluating the checkpoint of step {progress.best_step} on the test split")
     systems: dict[str, SplitScores] = {}
-    systems["module"], outputs, thresholds = module_scores(config, prepared, folder, device, progress.best_step)
+    systems["module"], outputs, thresholds = module_scores(config, prepared, folder, device, progress.best_step, base)
     systems |= baseline_scores(config, prepared, folder, device, base, announce)
     rows = {name: prepared.rows["test"][name] for name in config.tasks}
     replace_folder_atomically(lambda target: write_predictions(target, rows, outputs, thresholds), folder.predictions)

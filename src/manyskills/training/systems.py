@@ -14,9 +14,10 @@ from manyskills.evaluation.answers import Outputs, choose_thresholds, plain_metr
 from manyskills.evaluation.floors import tfidf_floor
 from manyskills.evaluation.outputs import task_outputs
 from manyskills.evaluation.scores import TaskScores, defined
-from manyskills.model.activations import rounded_trunk
+from manyskills.model.activations import RoundedTrunk, rounded_trunk
 from manyskills.model.checkpoint import load_model
 from manyskills.model.encoding import encode_texts
+from manyskills.model.methods import METHODS
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.saved import read_tasks_file
 from manyskills.tasks import get_task
@@ -37,9 +38,22 @@ differ in the last digit and turn answers at the threshold."""
 
 
 def module_scores(
-    config: TrainConfig, prepared: Prepared, folder: RunFolder, device: torch.device, step: int
+    config: TrainConfig,
+    prepared: Prepared,
+    folder: RunFolder,
+    device: torch.device,
+    step: int,
+    base: PrecomputedVectors | None,
 ) -> tuple[SplitScores, dict[str, Outputs], dict[str, float]]:
     """The best checkpoint, loaded from disk as a user would.
+
+    Args:
+        config: The run.
+        prepared: Its data.
+        folder: Holds the checkpoint.
+        device: Where it answers.
+        step: Whose checkpoint it is.
+        base: Vectors of the backbone as published, where the run had any.
 
     Returns:
         Scores, answers on the test split, thresholds.
@@ -53,18 +67,30 @@ def module_scores(
     valid = baselines.split_outputs(model, prepared, source, "valid")
     test = baselines.split_outputs(model, prepared, source, "test")
     scores = {"valid": _score(config, valid, thresholds), "test": _score(config, test, thresholds)}
-    rounded = _as_in_training(config, model, prepared)
-    metrics = plain_metrics(rounded or valid, thresholds)
-    _check_reload(metrics, SAME_ROUNDED if rounded else SAME, folder, step)
+    encoder = rounded_trunk(config, model, prepared.store)
+    metrics = plain_metrics(_as_validated(config, model, prepared, encoder, base, step) or valid, thresholds)
+    _check_reload(metrics, SAME_ROUNDED if encoder else SAME, folder, step)
     return scores, test, thresholds
 
 
-def _as_in_training(config: TrainConfig, model: MultiTaskModel, prepared: Prepared) -> dict[str, Outputs] | None:
-    """Answers on validation from states in half precision, where training had them; computed again, so that neither a
-    full disk nor a removed folder costs a finished run its results."""
-    encoder = rounded_trunk(config, model, prepared.store)
+def _as_validated(
+    config: TrainConfig,
+    model: MultiTaskModel,
+    prepared: Prepared,
+    encoder: RoundedTrunk | None,
+    base: PrecomputedVectors | None,
+    step: int,
+) -> dict[str, Outputs] | None:
+    """Answers on validation from the very vectors that the checkpoint was chosen by; None: those of the whole network.
+
+    The backbone's own may come from the disk and so from other company. States in half precision are computed again,
+    so that neither a full disk nor a removed folder costs a finished run its results.
+    """
     if encoder is None:
-        return None
+        unchanged = step == 0 or not model.trains_backbone
+        if base is None or not unchanged or not METHODS[config.method.name].equal_at_start:
+            return None
+        return baselines.split_outputs(model, prepared, base, "valid")
     indices_N = prepared.used_texts("valid")
     vectors_ND = encode_texts(model, prepared.store, indices_N, config.token_budget, encoder=encoder)
     return task_outputs(model, prepared.examples["valid"], vectors_ND)

@@ -20,7 +20,8 @@ from manyskills.errors import UserError
 from manyskills.model.backbones import Backbone
 from manyskills.model.methods.base import Method, attach, matched
 from manyskills.model.methods.plugin import register
-from manyskills.model.methods.wrapping import WrappingLayer, WrappingTuner, autocasts
+from manyskills.model.methods.wrapping import WrappingLayer, WrappingTuner
+from manyskills.model.precision import autocasts
 from manyskills.model.sites import SiteKind, linear_sizes
 
 PEFT_TYPE = "BOTTLENECK_ADAPTER"

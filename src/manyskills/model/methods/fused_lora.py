@@ -17,7 +17,7 @@ from peft.tuners.lora.layer import Linear
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from manyskills.model.methods.wrapping import autocasts
+from manyskills.model.precision import autocasts
 
 
 class FusedUpdate(torch.autograd.Function):

@@ -84,8 +84,3 @@ def refuse_merging() -> NoReturn:
         "adapters of this method are not linear: they cannot be merged into the backbone's weights",
         "keep the adapter folder beside the backbone; lora, dora, ia3 and full can be merged",
     )
-
-
-def autocasts(device: str) -> bool:
-    """Whether operations on devices of this type choose their number format by themselves at this moment."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
