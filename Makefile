@@ -25,7 +25,7 @@ test: $(STAMP)  ## lint, types and tests
 bench: $(STAMP)  ## every claim of speed, measured (DATA=folder with one folder a task; else mined): benchmarks/results/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	for name in $(BENCHMARKS); do \
-		$(BIN)/python benchmarks/$$name.py $(if $(DATA),--data $(DATA)) || exit 1; \
+		$(BIN)/python benchmarks/$$name.py $(if $(DATA),--data "$(DATA)") || exit 1; \
 	done
 
 clean:  ## remove the environment and everything that demo made

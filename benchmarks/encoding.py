@@ -5,7 +5,9 @@
 All read the same functions with the same weights: a module with LoRA, merged. Tokenisation is inside the measured part
 for everybody; each loads its model before. sentence-transformers sorts by length itself and runs in batches of 32 (its
 default) and 128. The texts are distinct, so that nobody gains from repeats; how many there are is said below the table.
-Without --module, the module is one at step 0. The loss of int8 is shown as cosines to the float32 vectors and as
+They are runs of 128 neighbours out of all distinct functions in order of length, evenly spread over that order: so a
+part of them has the lengths of the whole, and everybody's batches hold as little padding as those of the whole. Without
+--module, the module is one at step 0, untrained. The loss of int8 is shown as cosines to the float32 vectors and as
 metrics on validation rows, with the thresholds that were chosen in float32. Start-up is what a program of its own takes
 to load and to answer once.
 """
@@ -49,7 +51,7 @@ from measuring import (
     ratios,
     write_report,
 )
-from modules import all_functions, cosines, exported, functions, make_module
+from modules import all_functions, cosines, exported, make_module
 
 WISHES = {
     "merged": Wish(check=False),
@@ -71,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--backbone", default="minilm", help="any backbone's name, or unixcoder-size")
     parser.add_argument("--module", type=Path, help="a finished run; its limit of tokens counts")
     parser.add_argument("--max-length", type=int, default=512, help="tokens of a text at most")
-    parser.add_argument("--functions", type=int, default=200)
+    parser.add_argument("--functions", type=int, default=512, help="about so many (default 512)")
     parser.add_argument("--quality-rows", type=int, default=150, help="validation rows of each task")
     wanted = parser.parse_args(arguments)
     count, rows = (24, 8) if wanted.quick else (wanted.functions, wanted.quality_rows)
@@ -81,11 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         backbone = backbone_name(wanted.backbone, temporary)
         module = wanted.module or make_module(temporary / "best", backbone, data, wanted.max_length, rows)
         folders = exported(module, temporary, WISHES)
-        texts = functions(data, count)
+        texts = length_sorted_runs(all_functions(data), count)
         found = throughput(folders, texts, wanted.threads, wanted.rounds)
         found["repeats"] = repeats(all_functions(data))
         found |= {"quality": quality(folders, data, rows), "start": start_up(folders, wanted.quick)}
-    result = {"machine": machine(), "gemm_peak": gemm_peak(), "functions": len(texts)} | found
+    trained = {"module": "a trained module" if wanted.module else "an untrained module (step 0)", "quality_rows": rows}
+    result = {"machine": machine(), "gemm_peak": gemm_peak(), "functions": len(texts)} | trained | found
     write_report("encoding", wanted.output, result, tables(result), lambda figure: plot(figure, result))
 
 
@@ -109,6 +112,20 @@ def throughput(folders: Mapping[str, Path], texts: Sequence[str], threads: int, 
     }
 
 
+RUN = 128
+"""Texts of neighbouring lengths that are drawn together: the largest batch of a contender."""
+
+
+def length_sorted_runs(texts: Sequence[str], count: int) -> list[str]:
+    """About `count` of the distinct texts: runs of the length-sorted set, evenly spread over it, in random order."""
+    ordered, size = sorted(dict.fromkeys(texts), key=len), min(RUN, count)
+    runs = [ordered[at : at + size] for at in range(0, len(ordered), size)]
+    wanted = min(max(round(count / size), 1), len(runs))
+    middles = (np.arange(wanted) + 0.5) * len(runs) / wanted
+    drawn = [text for number in middles.astype(int) for text in runs[number]]
+    return [drawn[index] for index in np.random.default_rng(0).permutation(len(drawn))]
+
+
 def repeats(texts: Sequence[str]) -> float:
     """How many times as many characters a repository's functions have as its distinct ones."""
     return sum(map(len, texts)) / sum(map(len, set(texts)))
@@ -125,8 +142,12 @@ def _faster(costs: Mapping[str, list[Cost]], reference: str, name: str) -> dict[
 
 def _with_threads(encode: Encode, threads: int, texts: Sequence[str]) -> Callable[[], object]:
     def call() -> np.ndarray:
+        before = torch.get_num_threads()
         torch.set_num_threads(threads)
-        return encode(texts)
+        try:
+            return encode(texts)
+        finally:
+            torch.set_num_threads(before)
 
     return call
 
@@ -217,7 +238,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
     started = [[name, f"{cost['cpu']:.2f}", f"{cost['wall']:.2f}"] for name, cost in result["start"].items()]
     start = Table(["start to first vector", "CPU s", "wall s"], started)
     tasks = [[task, f"{by['onnx']:.4f}", f"{by['int8']:.4f}"] for task, by in result["quality"].items()]
-    return [speed, start, Table(["validation metric", "float32", "int8"], tasks)]
+    measured = f"Of {result['module']}, on {result['quality_rows']} validation rows a task."
+    return [speed, start, Table(["validation metric", "float32", "int8"], tasks, measured)]
 
 
 def plot(figure: Figure, result: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ from measuring import Table, write_report
 
 # Shape legend: E examples, N texts, V words, Q queries, C candidates, F features
 SYSTEMS = ("module", "floor", "both")
-MIXTURES = np.linspace(0, 1, 21)
+MIXTURES = np.linspace(0, 1, 21).tolist()
 """Shares of the floor's cosine that a search tries on validation."""
 
 BOOTSTRAP: dict[str, Any] = {"samples": 1000, "confidence": 0.95, "seed": 0}
@@ -60,13 +60,13 @@ class Rows:
         return cls(split("train"), split("valid"), split("test"))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Every task of every run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="one folder a task")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
-    wanted = parser.parse_args()
+    wanted = parser.parse_args(arguments)
     result: dict[str, Any] = {}
     lines: list[list[str]] = []
     for run in wanted.runs:
@@ -140,8 +140,8 @@ def _search(model: CodeModel, task: Task, rows: Rows) -> dict[str, TaskScores]:
     texts = unique(text for column in task.inputs for text in _column(rows.train, column))
     vectorizer = tfidf_vectorizer(len(texts), subwords, ngram_range=(1, 1)).fit(texts)
     valid, test = (_Search.of(model, task, part, vectorizer.transform) for part in (rows.valid, rows.test))
-    best = max(MIXTURES, key=lambda share: float((1 / valid.ranks(share)).mean()))
-    shares = {"module": 0.0, "floor": 1.0, "both": float(best)}
+    best = max(MIXTURES, key=lambda share: (1 / valid.ranks(share)).mean())
+    shares = {"module": 0.0, "floor": 1.0, "both": best}
     return {
         name: score_ranking(test.ranks(share), candidates=test.module_QC.shape[1], **BOOTSTRAP)
         for name, share in shares.items()

@@ -3,9 +3,11 @@
     python benchmarks/gpu_training.py [--data path/to/data] [--sizes qwen2.5-coder-1.5b-size unixcoder-size]
     python benchmarks/gpu_training.py --device cpu --tiny      # the same path with tiny networks: whether it runs
 
-As benchmarks/training_step.py, in bfloat16. Networks have random weights, which cost the same time as trained ones.
-Tokens a second are useful ones: every text of a step once, without padding. Memory is the most that a contender's steps
-need beyond all weights and optimiser states.
+As benchmarks/training_step.py, in bfloat16, and with `group_by_length` also in batches of a whole step's rows (the
+same number of rows a step, nothing accumulated), because a GPU gains by large batches. Everybody first takes one
+uncounted round of whole steps. Networks have random weights, which cost the same time as trained ones. Tokens a second
+are useful ones: every text of a step once, without padding. Memory is the most that a contender's steps need beyond all
+weights and optimiser states.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from contenders.field import OURS, Contender, common_field, seconds_a_step
+from contenders.field import OURS, TRAINER, TRAINER_WHOLE, Contender, common_field, seconds_a_step
 from contenders.ours import Ours
 from contenders.peer import PeerOptions
 from contenders.work import draw
@@ -108,7 +110,7 @@ def measure(
     options = PeerOptions(
         dtype=torch.bfloat16 if device.type == "cuda" else torch.float32, quantized=config.method.name == "qlora"
     )
-    field = common_field(work, model, folder / "trainer", options)
+    field = common_field(work, model, folder / "trainer", options, TRAINER | TRAINER_WHOLE)
     padded = Ours(work, {"attention": "padded"})
     field.insert(1, Contender(f"{OURS}, padded attention", padded.run, padded.counter, amount.steps))
     contenders = {one.name: one for one in field}

@@ -48,12 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[384, 768], help="of the vectors")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     wanted = parser.parse_args(arguments)
-    threadpool_limits(wanted.threads)  # both work in NumPy
     count = 400 if wanted.quick else ADVTEST
-    if wanted.memory_of:
-        print(json.dumps(ranking_metrics(ranks(*vectors(count, wanted.memory_of, seed=0)))))
-        return
-    found = {str(size): measure(count, size, wanted) for size in wanted.sizes}
+    with threadpool_limits(wanted.threads):  # both work in NumPy
+        if wanted.memory_of:
+            print(json.dumps(ranking_metrics(ranks(*vectors(count, wanted.memory_of, seed=0)))))
+            return
+        found = {str(size): measure(count, size, wanted) for size in wanted.sizes}
     result = {"machine": machine(), "queries": count, "candidates": count, "sizes": found}
     write_report("search_ranks", wanted.output, result, table(result), lambda figure: plot(figure, result))
 

@@ -6,7 +6,8 @@ A step of code search compares every query with the answers of all others. Its m
 cached, it is that of one chunk. Each step is the first of a program of its own, whose peak memory counts everything:
 weights, optimizer and libraries. The single pass is measured up to a few candidates and extrapolated in a straight
 line. Texts are cut to --max-length tokens, which decides the time of a step; the memory of a chunk depends on
-token_budget. The gradients of both ways are compared on a small step.
+token_budget. One more cached step, of few candidates, has texts of up to 512 tokens. The gradients of both ways are
+compared on a small step.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ from measuring import (
 TASK = "code_search"
 CPU = torch.device("cpu")
 CACHED, SINGLE = "cached", "single_pass"
+LONGEST = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Case:
 
     step_memory: str
     candidates: int
+    max_length: int
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,11 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(_step(wanted, Case(*json.loads(wanted.memory_of)))))
         return
     most, few = (24, (8, 16)) if wanted.quick else (wanted.candidates, (16, 32, 64))
+    usual, longest = wanted.max_length, wanted.max_length + 8 if wanted.quick else LONGEST
     with own_cache() as temporary:
         wanted.data = data_folder(wanted.data, temporary, MiningLimits(train=most, valid=8, test=8))
         wanted.backbone = backbone_name(wanted.backbone, temporary)
         difference = gradient_difference(wanted, few[0])
-        cases = [Case(SINGLE, count) for count in few] + [Case(CACHED, count) for count in (few[-1], most)]
+        cases = [Case(SINGLE, count, usual) for count in few]
+        cases += [Case(CACHED, few[-1], longest)] + [Case(CACHED, count, usual) for count in (few[-1], most)]
         steps = [measure(wanted, case) for case in cases]
     about = {key: getattr(wanted, key) for key in ("max_length", "token_budget", "attention")}
     result = {"machine": machine(), "about": about, "gradient_difference": difference, "steps": steps}
@@ -89,17 +94,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(wanted: argparse.Namespace, case: Case) -> dict[str, Any]:
     """One step in a program of its own."""
-    argv = ["python", __file__, "--memory-of", json.dumps([case.step_memory, case.candidates])]
-    for key in ("data", "backbone", "max_length", "token_budget", "attention", "threads"):
+    argv = ["python", __file__, "--memory-of", json.dumps([case.step_memory, case.candidates, case.max_length])]
+    for key in ("data", "backbone", "token_budget", "attention", "threads"):
         argv += [f"--{key.replace('_', '-')}", str(getattr(wanted, key))]
     done = peak_memory_of(argv)
-    step = {"step_memory": case.step_memory, "candidates": case.candidates, "peak_bytes": done.peak_bytes}
-    return step | json.loads(done.stdout.splitlines()[-1])
+    return asdict(case) | {"peak_bytes": done.peak_bytes} | json.loads(done.stdout.splitlines()[-1])
 
 
 def _step(wanted: argparse.Namespace, case: Case) -> dict[str, Any]:
     """The whole step: vectors, loss, gradients, update."""
-    config = _config(wanted, case.candidates)
+    config = _config(wanted, case)
     model, prepared = _load(config, Path(wanted.data), case.candidates)
     optimizer = Optimizer(model, config, 10)
     before = _resident_bytes()
@@ -108,10 +112,10 @@ def _step(wanted: argparse.Namespace, case: Case) -> dict[str, Any]:
     return {"tokens": tokens, "cpu": cost.cpu, "wall": cost.wall, "bytes_before": before}
 
 
-def _config(wanted: argparse.Namespace, candidates: int) -> TrainConfig:
+def _config(wanted: argparse.Namespace, case: Case) -> TrainConfig:
     return TrainConfig.model_validate({
-        "backbone": wanted.backbone, "tasks": [TASK], "data_dir": str(wanted.data), "max_length": wanted.max_length,
-        "token_budget": wanted.token_budget, "attention": wanted.attention, "batch_size": candidates,
+        "backbone": wanted.backbone, "tasks": [TASK], "data_dir": str(wanted.data), "max_length": case.max_length,
+        "token_budget": wanted.token_budget, "attention": wanted.attention, "batch_size": case.candidates,
     })  # fmt: skip
 
 
@@ -145,12 +149,13 @@ def _resident_bytes() -> int:
 
 def gradient_difference(wanted: argparse.Namespace, candidates: int) -> float:
     """Largest difference of a gradient between both ways, as a share of the largest gradient."""
-    config = _config(wanted, candidates)
+    single, cached = (Case(way, candidates, wanted.max_length) for way in (SINGLE, CACHED))
+    config = _config(wanted, single)
     model, prepared = _load(config, Path(wanted.data), candidates)
     found: list[torch.Tensor] = []
-    for way in (SINGLE, CACHED):
+    for case in (single, cached):
         model.zero_grad()
-        _accumulate(model, prepared, config, Case(way, candidates))
+        _accumulate(model, prepared, config, case)
         found.append(torch.cat([p.grad.ravel() for p in model.parameters() if p.grad is not None]))
     return float((found[0] - found[1]).abs().max() / found[0].abs().max())
 
@@ -169,11 +174,14 @@ def table(result: dict[str, Any]) -> Table:
     for step in result["steps"]:
         memory = [f"{step['peak_bytes'] / 2**30:.2f}", f"{step['bytes_before'] / 2**30:.2f}"]
         cells = [f"{step['tokens']:,}", *memory, f"{step['cpu']:.1f}", f"{step['wall']:.1f}"]
-        rows.append([f"{step['step_memory']}, {step['candidates']:,} candidates", *cells])
+        name = f"{step['step_memory']}, {step['candidates']:,} candidates"
+        longer = step["max_length"] != result["about"]["max_length"]
+        rows.append([f"{name} of up to {step['max_length']} tokens" if longer else name, *cells])
     most, about = result["steps"][-1]["candidates"], result["about"]
     caption = (
-        f"Texts of at most {about['max_length']} tokens, token_budget {about['token_budget']:,}. A single pass with "
-        f"{most:,} candidates would take {result['single_pass_extrapolated_bytes'] / 2**30:.1f} GiB (extrapolated). "
+        f"Texts of at most {about['max_length']} tokens where nothing else is said, token_budget "
+        f"{about['token_budget']:,}. A single pass with {most:,} candidates "
+        f"would take {result['single_pass_extrapolated_bytes'] / 2**30:.1f} GiB (extrapolated). "
         f"Largest difference of a gradient: {result['gradient_difference']:.1e} of the largest gradient."
     )
     return Table(["step", "tokens", "peak GiB", "before the step", "CPU s", "wall s"], rows, caption)
@@ -183,7 +191,8 @@ def plot(figure: Figure, result: dict[str, Any]) -> None:
     """Peak memory over candidates."""
     axes = figure.subplots()
     for colour, way in enumerate((SINGLE, CACHED)):
-        steps = [step for step in result["steps"] if step["step_memory"] == way]
+        usual = result["about"]["max_length"]
+        steps = [step for step in result["steps"] if step["step_memory"] == way and step["max_length"] == usual]
         memory = [step["peak_bytes"] / 2**30 for step in steps]
         axes.plot([step["candidates"] for step in steps], memory, "o-", color=PALETTE[colour], label=way)
     axes.set(xscale="log", yscale="log", xlabel="in-batch candidates", ylabel="peak memory, GiB")

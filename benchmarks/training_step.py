@@ -2,11 +2,15 @@
 
     python benchmarks/training_step.py [--data path/to/data] [--backbones minilm unixcoder-size]
 
-All train LoRA of the same size and four heads on the same labelled rows, which manyskills' sampler draws beforehand:
-steps of a run whose texts have the average number of tokens. Texts are tokenised beforehand for everybody, collation is
-measured. Before anything is measured, manyskills and the Trainer's model must give the same losses with dropout off.
-Where several steps are measured, the reference recipe takes the first only, because each of its steps costs the same,
-and the rows of `group_by_length` are sorted over all of them, as in a long run. The network of UniXcoder's size has
+All train LoRA of the same size and four heads on labelled rows that manyskills' sampler draws beforehand. Of a run's
+first 50 steps, that one is measured which is most typical both in its useful tokens and in the padded tokens of
+"Trainer, default". All take its rows but for `group_by_length`, which sorts over many steps: the rows of all 50 are
+ordered by transformers' own function, with its own mega-batches of 50 batches, and the measured step has the batches
+whose padded size is nearest the mean of all, as many as any step has, with as many rows. Texts are tokenised beforehand
+for everybody, collation is measured. Before anything is measured, manyskills and the Trainer's model must give the
+same losses of the step with dropout off, and everybody takes an uncounted step: manyskills the whole one, the others
+(but for the reference recipe, whose network is the Trainer's) one of two rows a task. Where several steps are measured,
+the reference recipe takes the first only, because each of its steps costs the same. The network of UniXcoder's size has
 random weights, which cost the same time; it is measured without some of the contenders (--everyone: with them).
 
 Useful operations are those that no contender can do without: every text of a step once, without padding
@@ -127,9 +131,9 @@ def measure(config: TrainConfig, size: Size, folder: Path, rounds: int) -> dict[
     useful = useful_operations(
         work.useful_lengths, linear_parameters(model.network), model.architecture.layers, model.architecture.hidden_size
     )
-    contenders = _contenders(work, model, folder)
+    contenders = contenders_of(work, model, folder)
     contenders = {name: one for name, one in contenders.items() if not any(part in name for part in size.leave_out)}
-    contenders[OURS]()  # the first in a process also pays for the memory that all then use again
+    _warm_up(contenders)
     peaks = [gemm_peak()]
     costs = interleaved(contenders, rounds)
     peaks.append(gemm_peak())
@@ -151,19 +155,27 @@ def measure(config: TrainConfig, size: Size, folder: Path, rounds: int) -> dict[
     }
 
 
-def _contenders(work: Work, model: MultiTaskModel, folder: Path) -> dict[str, Contender]:
+def _warm_up(contenders: dict[str, Contender]) -> None:
+    """Small steps of all, and a whole one of ours: the first also pays for the memory that all then use again."""
+    for one in contenders.values():
+        if one.warm_up is not None:
+            one.warm_up()
+    contenders[OURS]()
+
+
+def contenders_of(work: Work, model: MultiTaskModel, folder: Path) -> dict[str, Contender]:
     """All that can run here."""
     ours, *others = common_field(work, model, folder, PeerOptions())
-    contenders = [ours]
+    contenders, steps = [ours], len(work.batches)
     for name, lever in LEVERS.items():
         variant = with_lever_off(work, lever)
-        contenders.append(Contender(f"{OURS}, {name}", variant.run, variant.counter, len(work.batches)))
+        contenders.append(Contender(f"{OURS}, {name}", variant.run, variant.counter, steps, variant.warm_up))
     contenders += others
     if find_spec("sentence_transformers") is None:
         print("sentence-transformers is left out: it is not installed (pip install manyskills[bench])", file=sys.stderr)
     else:
         other = SentenceTransformers(work, model, folder)
-        contenders.append(Contender(SENTENCE, other.run, other.counter, len(work.batches)))
+        contenders.append(Contender(SENTENCE, other.run, other.counter, steps, other.warm_up))
     return {one.name: one for one in contenders}
 
 

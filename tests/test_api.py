@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_evaluation_encodes_nothing_twice(trained_run, tmp_path, monkeypatch):
     monkeypatch.setattr(vector_cache, "cache_folder", lambda: tmp_path)
     expected = model.evaluate(samples=5)
     assert not (tmp_path / "vectors").exists(), "so few tokens cost less than reading the weights"
-    monkeypatch.setattr(vector_cache, "LEAST_TOKENS", {"cpu": 1})
+    monkeypatch.setattr(vector_cache, "LEAST_TOKENS_ON_CPU", 1)
     assert model.evaluate(samples=5) == expected
     monkeypatch.setattr(WholeBackbone, "__call__", None)
     assert manyskills.load(trained_run.path).evaluate(samples=5) == expected
@@ -267,3 +268,10 @@ def test_a_hub_that_refuses_is_one_sentence(where, model, monkeypatch):
         model.push_to_hub("me/module", private=False)
     assert error.value.message == "me/module cannot be uploaded: Couldn't reach the hub"
     assert "hf auth login" in str(error.value.hint)
+
+
+def test_uploading_without_the_hubs_library_is_one_sentence(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match="me/module: uploading to the hub needs huggingface_hub, which is not") as error:
+        model.push_to_hub("me/module")
+    assert "pip install huggingface_hub" in str(error.value.hint)

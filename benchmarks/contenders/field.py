@@ -24,6 +24,11 @@ TRAINER = {
     "Trainer, batch_rebalance, no trunk dropout": (Order.REBALANCED, False),
 }
 """By name, the order of the rows and whether the pre-trained network's own dropout is on."""
+TRAINER_WHOLE = {
+    "Trainer, group_by_length, one batch": (Order.GROUPED_WHOLE, True),
+    "Trainer, group_by_length, one batch, no trunk dropout": (Order.GROUPED_WHOLE, False),
+}
+"""For devices that have the memory and gain by large batches."""
 
 
 class Contender:
@@ -34,10 +39,19 @@ class Contender:
         run: Takes the steps; gives their cost where it has measured itself.
         counter: Counts what its network is given; several contenders may share it.
         steps: How many steps a run takes.
+        warm_up: Does a little of the same work before anything is measured; None: another contender does it with the
+            same network.
     """
 
-    def __init__(self, name: str, run: Callable[[], Cost | None], counter: TokenCounter, steps: int) -> None:
-        self.name, self.run, self.counter, self.steps = name, run, counter, steps
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[], Cost | None],
+        counter: TokenCounter,
+        steps: int,
+        warm_up: Callable[[], None] | None = None,
+    ) -> None:
+        self.name, self.run, self.counter, self.steps, self.warm_up = name, run, counter, steps, warm_up
         self.tokens_a_step = 0.0
         self.peak_bytes = 0
 
@@ -54,7 +68,13 @@ class Contender:
         return cost
 
 
-def common_field(work: Work, model: MultiTaskModel, folder: Path, options: PeerOptions) -> list[Contender]:
+def common_field(
+    work: Work,
+    model: MultiTaskModel,
+    folder: Path,
+    options: PeerOptions,
+    trainers: Mapping[str, tuple[Order, bool]] = TRAINER,
+) -> list[Contender]:
     """manyskills first, the Trainer in its orders, the reference recipe.
 
     Args:
@@ -62,18 +82,19 @@ def common_field(work: Work, model: MultiTaskModel, folder: Path, options: PeerO
         model: At step 0; peers copy its heads and the configuration of its adapter.
         folder: The Trainer wants one.
         options: Of the peers' backbones.
+        trainers: By name, the order of the Trainer's rows and whether the pre-trained network's own dropout is on.
 
     Raises:
         AssertionError: The losses of the first step differ.
     """
     steps, ours = len(work.batches), Ours(work)
     peers = {on: Peer(work, model, replace(options, trunk_dropout=on)) for on in (True, False)}
-    found = [Contender(OURS, ours.run, ours.counter, steps)]
-    for name, (order, dropout) in TRAINER.items():
+    found = [Contender(OURS, ours.run, ours.counter, steps, ours.warm_up)]
+    for name, (order, dropout) in trainers.items():
         trainer = HuggingFace(work, peers[dropout], order, folder)
         # bfloat16 has three digits, and 4-bit weights are rounded from different copies
         check_same(ours.losses(), trainer.losses(), 1e-3 if options.dtype == torch.float32 else 0.1)
-        found.append(Contender(name, trainer.run, peers[dropout].counter, steps))
+        found.append(Contender(name, trainer.run, peers[dropout].counter, steps, trainer.warm_up))
     found.append(Contender(REFERENCE, Reference(work, peers[True]).run, peers[True].counter, 1))
     return found
 

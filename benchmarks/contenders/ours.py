@@ -5,14 +5,14 @@ Shape legend: N texts, S sequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from contenders.work import TokenCounter, Work
+from contenders.work import TokenCounter, Work, first_rows
 from manyskills.config import TrainConfig
 from manyskills.data.preparation import positive_rates
 from manyskills.data.text_set import Examples, gather
@@ -47,7 +47,14 @@ class Ours:
 
     def run(self) -> None:
         """All steps of the work."""
-        for step, batch in enumerate(self.batches):
+        self._take(self.batches)
+
+    def warm_up(self) -> None:
+        """One step on two rows of each task."""
+        self._take([first_rows(self.batches[0])])
+
+    def _take(self, batches: Sequence[Mapping[str, Examples]]) -> None:
+        for step, batch in enumerate(batches):
             self.model.train()
             accumulate_gradients(self.model, self.source, batch, self.balancing, step)
             self.optimizer.update(step)

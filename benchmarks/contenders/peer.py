@@ -56,6 +56,15 @@ def _row(name: str, examples: Examples, index: int, store: TokenStore) -> Row:
     return Row(task=name, input_ids=sequences[0], other=other, texts=texts, label=label)
 
 
+def padded_size(rows: Sequence[Row]) -> int:
+    """Tokens of these rows as one batch, each field padded to its longest sequence."""
+    lengths: dict[str, list[int]] = {}
+    for row in rows:
+        for field, ids in [(LEFT, row["input_ids"]), *([row["other"]] if row["other"] else [])]:
+            lengths.setdefault(field, []).append(len(ids))
+    return sum(len(found) * max(found) for found in lengths.values())
+
+
 class Collator:
     """Rows to padded tensors, with transformers' own collator for each field.
 

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from contenders.steps_clock import timed
-from contenders.work import TokenCounter, Work
+from contenders.work import TokenCounter, Work, first_rows
+from manyskills.data.text_set import Examples
 from manyskills.model.backbones import quiet, resolve
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.tasks.base import Kind
@@ -55,9 +56,8 @@ class SentenceTransformers:
         self.work, self.folder = work, folder
         self.network = _network(work, model)
         self.losses = {name: _loss(work, self.network, model, name) for name in work.config.tasks}
-        self.data = {name: _data(work, name) for name in work.config.tasks}
         self.counter = TokenCounter(self.network[0].auto_model.get_input_embeddings())
-        self.trainer = self._trainer()
+        self.trainer = self._trainer(work.batches)
         self.clock = timed(self.trainer, work.device)
 
     def run(self) -> Cost:
@@ -65,14 +65,20 @@ class SentenceTransformers:
         self.trainer.train()
         return self.clock.cost
 
-    def _trainer(self) -> Any:
+    def warm_up(self) -> None:
+        """A few steps of another trainer on two rows of each task."""
+        other = self._trainer([first_rows(self.work.batches[0])])
+        timed(other, self.work.device)  # keeps it quiet
+        other.train()
+
+    def _trainer(self, batches: Sequence[Mapping[str, Examples]]) -> Any:
         from sentence_transformers import SentenceTransformerTrainer
         from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
         trainer = SentenceTransformerTrainer(
             model=self.network,
             args=_arguments(self.work, self.folder),
-            train_dataset=self.data,
+            train_dataset={name: _data(batches, name) for name in self.work.config.tasks},
             loss=self.losses,
             data_collator=SentenceTransformerDataCollator(self._look_up),
         )
@@ -112,11 +118,11 @@ def _loss(work: Work, network: Any, model: MultiTaskModel, name: str) -> nn.Modu
             return ClassifierLoss(network, copy.deepcopy(model.head(name)))
 
 
-def _data(work: Work, name: str) -> Any:
+def _data(batches: Sequence[Mapping[str, Examples]], name: str) -> Any:
     from datasets import Dataset
 
     columns: dict[str, list[Any]] = {}
-    for batch in work.batches:
+    for batch in batches:
         examples = batch[name]
         for number, texts_E in enumerate(examples.texts_EK.T):
             columns.setdefault(f"text{number}", []).extend(str(text) for text in texts_E)

@@ -5,6 +5,7 @@ Shape legend: E examples of one task, K texts an example, N texts of the work.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,13 +30,15 @@ class Work:
     Attributes:
         config: Of the run.
         prepared: All its data.
-        batches: The examples of each step by task.
+        batches: The examples by task of each step that is measured.
+        drawn: The examples of all steps that those were chosen from.
         device: Where the contenders train.
     """
 
     config: TrainConfig
     prepared: Prepared
     batches: list[dict[str, Examples]]
+    drawn: list[dict[str, Examples]]
     device: torch.device
 
     @property
@@ -46,7 +49,7 @@ class Work:
     @property
     def rows(self) -> int:
         """Labelled rows of all steps."""
-        return sum(len(examples) for batch in self.batches for examples in batch.values())
+        return sum(map(rows_in, self.batches))
 
     @property
     def rows_a_task(self) -> int:
@@ -71,16 +74,42 @@ SEEN = 50
 def draw(config: TrainConfig, steps: int, device: torch.device) -> tuple[Work, MultiTaskModel]:
     """Read the data and draw typical steps as training draws them; also gives the model at step 0.
 
-    Typical are those of the first 50 whose texts have most nearly the average number of tokens: one step alone may be
-    half as long again.
+    Typical are those of the first 50 that are nearest the average in two numbers at once, by the sum of the relative
+    deviations: the useful tokens, which are our work, and the tokens of padded batches of one task, which are the work
+    of "Trainer, default". One step alone may be half as long again. Steps that an epoch's end leaves with fewer rows
+    are not taken.
     """
     model, prepared = load_inputs(config, device)
     train = prepared.examples["train"]
     sampler = Sampler(train, config.sampling, config.batch_size, config.seed, positive_shares(config))
-    batches = [sampler.at(step, [Phase(0, tuple(config.tasks))]) for step in range(SEEN)]
-    tokens = np.array([prepared.store.lengths_N[gather(batch).unique_N].sum() for batch in batches])
-    typical = np.argsort(np.abs(tokens - tokens.mean()), kind="stable")[:steps]
-    return Work(config, prepared, [batches[step] for step in np.sort(typical)], device), model
+    drawn = [sampler.at(step, [Phase(0, tuple(config.tasks))]) for step in range(SEEN)]
+    most = max(map(rows_in, drawn))
+    whole = [batch for batch in drawn if rows_in(batch) == most]
+    return Work(config, prepared, typical(whole, prepared.store, steps), drawn, device), model
+
+
+def typical(batches: Sequence[dict[str, Examples]], store: TokenStore, steps: int) -> list[dict[str, Examples]]:
+    """Those nearest the average in useful and in padded tokens, in their order."""
+    useful = np.array([store.lengths_N[gather(batch).unique_N].sum() for batch in batches])
+    padded = np.array([padded_tokens(batch, store) for batch in batches])
+    away = sum(np.abs(tokens / tokens.mean() - 1) for tokens in (useful, padded))
+    return [batches[step] for step in np.sort(np.argsort(away, kind="stable")[:steps])]
+
+
+def padded_tokens(batch: Mapping[str, Examples], store: TokenStore) -> int:
+    """Tokens of a step in batches of one task, each side of its rows padded to its longest text."""
+    lengths = [store.lengths_N[examples.texts_EK] for examples in batch.values()]
+    return sum(int(len(one_EK) * one_EK.max(axis=0).sum()) for one_EK in lengths)
+
+
+def rows_in(batch: Mapping[str, Examples]) -> int:
+    """Labelled rows of a step."""
+    return sum(map(len, batch.values()))
+
+
+def first_rows(batch: Mapping[str, Examples], rows: int = 2) -> dict[str, Examples]:
+    """A small step for warming up: a few rows of each task."""
+    return {name: examples.take(np.arange(min(rows, len(examples)))) for name, examples in batch.items()}
 
 
 def linear_parameters(network: nn.Module) -> int:

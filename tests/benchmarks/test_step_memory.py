@@ -14,8 +14,10 @@ def test_gradients_are_the_same(backbone_folder, data_dir, tmp_path, monkeypatch
                       "--token-budget", "128", "--data", str(data_dir), "--output", str(tmp_path)])  # fmt: skip
     found = json.loads((tmp_path / "step_memory.json").read_text())
     assert found["gradient_difference"] < 1e-4
-    measured = [(step["step_memory"], step["candidates"]) for step in found["steps"]]
-    assert measured == [("single_pass", 8), ("single_pass", 16), ("cached", 16), ("cached", 24)]
+    measured = [(step["step_memory"], step["candidates"], step["max_length"]) for step in found["steps"]]
+    assert measured == [
+        ("single_pass", 8, 64), ("single_pass", 16, 64), ("cached", 16, 72), ("cached", 16, 64), ("cached", 24, 64),
+    ]  # fmt: skip
     assert found["steps"][-1]["tokens"] > found["steps"][0]["tokens"] > 0
 
 

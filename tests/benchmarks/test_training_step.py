@@ -13,8 +13,8 @@ import training_step
 from contenders.field import TRAINER, check_same
 from contenders.hugging_face import grouped
 from contenders.ours import Ours, repeated
-from contenders.peer import Collator, Peer, PeerOptions, rows_of
-from contenders.work import TokenCounter, draw, linear_parameters, useful_operations
+from contenders.peer import Collator, Peer, PeerOptions, padded_size, rows_of
+from contenders.work import TokenCounter, draw, linear_parameters, padded_tokens, typical, useful_operations
 from manyskills.data.text_set import gather
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, about each other's names
@@ -86,12 +86,42 @@ def test_fixed_padding_pads_everything_to_the_limit(drawn):
     assert lengths.max() < 64
 
 
-def test_grouped_rows_are_sorted_and_all_there(drawn):
+def test_grouped_batches_are_typical_ones_of_transformers_order(drawn):
     work, _ = drawn
-    rows = [row for batch in work.batches for row in rows_of(batch, work.store)]
-    lengths = [len(row["input_ids"]) for row in grouped(rows, 2)]
-    assert sorted(lengths, reverse=True) == lengths
-    assert sorted(lengths) == sorted(len(row["input_ids"]) for row in rows)
+    rows = [row for batch in work.drawn for row in rows_of(batch, work.store)]
+    found = grouped(rows, work.rows_a_task, 4)
+    assert len(found) == 4 * work.rows_a_task
+    cut = [found[at : at + work.rows_a_task] for at in range(0, len(found), work.rows_a_task)]
+    in_chance_order = [rows[at : at + work.rows_a_task] for at in range(0, len(rows), work.rows_a_task)]
+    of_all = grouped(rows, work.rows_a_task, len(rows) // work.rows_a_task)
+    mean = np.mean([padded_size(of_all[at : at + 2]) for at in range(0, len(of_all), 2)])
+    assert all(abs(padded_size(batch) - mean) < 0.1 * mean for batch in cut)
+    assert mean < np.mean([padded_size(batch) for batch in in_chance_order])
+
+
+def test_padded_size_is_that_of_the_collated_batch(drawn):
+    work, model = drawn
+    rows = rows_of(work.batches[0], work.store)
+    fields = Collator(model.tokenizer)(rows)["fields"].values()
+    assert padded_size(rows) == sum(field["input_ids"].numel() for field in fields)
+    by_task = [padded_size(rows_of({name: part}, work.store)) for name, part in work.batches[0].items()]
+    assert padded_tokens(work.batches[0], work.store) == sum(by_task)
+
+
+def test_the_measured_step_is_typical_in_useful_and_in_padded_tokens(drawn):
+    work, _ = drawn
+    useful = np.array([work.store.lengths_N[gather(batch).unique_N].sum() for batch in work.drawn])
+    padded = np.array([padded_tokens(batch, work.store) for batch in work.drawn])
+    (step,) = typical(work.drawn, work.store, 1)
+    (number,) = [number for number, batch in enumerate(work.drawn) if batch is step]
+    assert abs(useful[number] / useful.mean() - 1) < 0.1
+    assert abs(padded[number] / padded.mean() - 1) < 0.1
+
+
+def test_sentence_transformers_takes_part_where_it_is_installed(drawn, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    work, model = drawn
+    assert training_step.SENTENCE in training_step.contenders_of(work, model, tmp_path)
 
 
 def test_operations_are_those_of_the_matrix_products():

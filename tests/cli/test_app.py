@@ -165,6 +165,7 @@ def test_doctor(monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["healthy"] is True
     assert found["cores"] >= 1
+    assert list(found["extras"]) == ["embedded", "quant", "track", "onnx", "inference", "bench"]
     monkeypatch.setattr(doctor, "_toy_training", lambda: "failed: RuntimeError: no")
     assert run(["doctor"]) == 2
     assert "not ready" in capsys.readouterr().out

@@ -1,5 +1,7 @@
 """The hub's path, with local folders in its layout: `load_dataset` takes both."""
 
+import sys
+
 import pytest
 
 from manyskills.data import hub, reading
@@ -61,6 +63,14 @@ def test_a_name_that_nobody_has(monkeypatch, tmp_path):
     (tmp_path / "data").mkdir()
     with pytest.raises(UserError, match="there is no folder data/defects"):
         read_split(DEFECTS, "data/defects", "train")
+
+
+def test_without_datasets_is_one_clear_sentence(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="no such folder, and reading it from the hub needs datasets") as caught:
+        read_split(CLONES, "some-org/some-data", "train")
+    assert "pip install datasets" in str(caught.value.hint)
 
 
 def test_offline_is_one_clear_sentence(monkeypatch, tmp_path):

@@ -60,6 +60,16 @@ def test_the_three_formats_give_the_same_rows(tmp_path):
     assert [row["id"] for row in found["csv"].rows] == ["train.csv:2", "train.csv:5"]
 
 
+def test_parquet_without_pyarrow_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "train.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(
+        UserError, match=r"train\.parquet: a parquet file needs pyarrow, which is not installed"
+    ) as caught:
+        read(tmp_path)
+    assert "pip install pyarrow" in str(caught.value.hint)
+
+
 def test_own_ids_count_if_they_are_unique(tmp_path):
     rows = [row | {"id": i} for i, row in enumerate(defects(2))]
     write_jsonl(tmp_path / "train.jsonl", rows)

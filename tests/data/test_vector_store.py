@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 import numpy as np
@@ -100,6 +101,8 @@ def test_folders_unused_for_longest_make_room(folders):
 def test_what_is_in_use_stays(folders):
     oldest = VectorStore(folders / "c", SIZE)
     assert not make_room(folders, EACH, 2 * EACH - 1)
+    assert _names(folders) == ["a", "b", "c"], "without c it cannot be enough"
+    assert make_room(folders, EACH, 2 * EACH)
     assert _names(folders) == ["c"]
     assert oldest.read(_vectors(3)[0])[1].all()
     del oldest
@@ -114,7 +117,7 @@ def test_what_does_not_fit_even_alone_removes_nothing(folders):
 
 def test_opening_a_folder_makes_it_the_youngest(folders):
     VectorStore(folders / "c", SIZE)
-    make_room(folders, EACH, 2 * EACH)
+    assert make_room(folders, EACH, 2 * EACH + 1)
     assert _names(folders) == ["c"]
 
 
@@ -123,6 +126,55 @@ def test_what_a_killed_process_did_not_finish_removing_goes(folders):
     (folders / "notes").mkdir()
     assert make_room(folders, 0, 9 * EACH)
     assert _names(folders) == ["b", "c", "notes"]
+
+
+@pytest.fixture
+def before_locking(monkeypatch):
+    """Lets something happen between opening `used` and locking it, so many times."""
+    lock = fcntl.flock
+
+    def arrange(happen, times):
+        left = [happen] * times
+
+        def late(descriptor, how):
+            if left:
+                left.pop()()
+            lock(descriptor, how)
+
+        monkeypatch.setattr(fcntl, "flock", late)
+
+    return arrange
+
+
+def test_who_opens_a_folder_while_it_is_removed_starts_anew(folders, before_locking):
+    before_locking(lambda: remove(folders / "a"), 1)
+    store = VectorStore(folders / "a", SIZE)
+    assert not store.read(_vectors(3)[0])[1].any()
+    store.add(*_vectors(3))
+    assert not make_room(folders, EACH, EACH), "its new folder is known to be in use"
+    del store
+    assert make_room(folders, EACH, EACH)
+    assert _names(folders) == []
+
+
+def test_a_folder_that_is_removed_again_and_again_cannot_be_opened(folders, before_locking):
+    before_locking(lambda: remove(folders / "a"), 99)
+    with pytest.raises(OSError):
+        VectorStore(folders / "a", SIZE)
+
+
+def test_a_folder_that_was_made_anew_meanwhile_is_not_removed_for_the_former(folders, before_locking):
+    made: list[VectorStore] = []
+
+    def replace():
+        remove(folders / "c")
+        made.append(VectorStore(folders / "c", SIZE))
+
+    before_locking(replace, 1)
+    assert make_room(folders, EACH, 3 * EACH)
+    assert _names(folders) == ["a", "c"]
+    made[0].add(*_vectors(3))
+    assert VectorStore(folders / "c", SIZE).read(_vectors(3)[0])[1].all()
 
 
 def test_who_has_a_removed_folder_open_goes_on_with_it(tmp_path):

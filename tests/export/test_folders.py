@@ -11,6 +11,7 @@ import torch
 
 import manyskills
 from manyskills.export.run import Wish, export
+from manyskills.model.checkpoint import load_model
 
 ROWS = {
     "clone_detection": [{"code1": "def a(): return 1", "code2": "def b(x): return x"}],
@@ -64,6 +65,23 @@ def test_quantised_weights_are_merged_as_the_numbers_that_their_codes_stand_for(
     pytest.importorskip("bitsandbytes")
     export(module("qlora"), tmp_path / "made", Wish())
     _assert_same(_answers(tmp_path / "made", TASKS), _answers(module("qlora"), TASKS))
+
+
+@pytest.mark.parametrize("format", ["merged", "lora", "onnx"])
+@pytest.mark.parametrize("attention", ["auto", "padded"])
+def test_the_layout_stays_the_runs(attention, format, module, tmp_path):
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+    run = shutil.copytree(module("lora"), tmp_path / "best")
+    content = json.loads((run / "tasks.json").read_text())
+    content["config"]["attention"] = attention
+    (run / "tasks.json").write_text(json.dumps(content))
+    export(run, tmp_path / "made", Wish(format, check=False))
+    assert json.loads((tmp_path / "made" / "tasks.json").read_text())["config"]["attention"] == attention
+    if format != "onnx":
+        expected = "padded" if attention == "padded" else "unpadded"
+        assert load_model(tmp_path / "made", torch.device("cpu")).attention == expected
+        assert load_model(run, torch.device("cpu")).attention == expected
 
 
 @pytest.mark.parametrize("format", ["lora", "merged"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import torch
 from manyskills.data.tokens import TokenStore
 from manyskills.data.windows import Windows
 from manyskills.inference import encoding
-from manyskills.inference.encoding import encode_texts
+from manyskills.inference.encoding import encode_texts, usable_cores
 from manyskills.model.pieces import pool_pieces
 
 SIZE = 5
@@ -96,3 +97,18 @@ def test_what_a_thread_raises_is_raised(jobs):
 
 def test_nothing_to_encode():
     assert encode_texts(_Sums(), _store(), np.empty(0, np.int64), 2).shape == (0, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("said", "cores"),
+    [("max 100000", 8), ("150000 100000", 2), ("200000 100000", 2), ("1000 100000", 1), ("900000 100000", 8),
+     ("", 8), ("some 100000", 8), ("100000 0", 8), (None, 8)],
+)  # fmt: skip
+def test_a_containers_quota_counts(said, cores, tmp_path, monkeypatch):
+    for name in ("process_cpu_count", "cpu_count"):
+        monkeypatch.setattr(os, name, lambda: 8, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(encoding, "CPU_QUOTA", tmp_path / "cpu.max")
+    if said is not None:
+        (tmp_path / "cpu.max").write_text(f"{said}\n")
+    assert usable_cores() == cores

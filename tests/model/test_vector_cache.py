@@ -27,7 +27,7 @@ BUDGET = 160
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(module, "LEAST_TOKENS", {"cpu": 1})
+    monkeypatch.setattr(module, "LEAST_TOKENS_ON_CPU", 1)
     monkeypatch.setattr(module, "SPARE", 0)
 
 
@@ -143,11 +143,12 @@ def test_no_cache_where_it_does_not_pay_or_the_vectors_are_not_the_backbones(war
     prefixed, _ = warm(method={"name": "prefix_tuning", "length": 2})
     assert published_vector_cache(prefixed, 1000) is None
     assert vector_cache(prefixed, 1000) is not None
-    monkeypatch.setattr(module, "LEAST_TOKENS", {"cpu": 1001})
+    monkeypatch.setattr(module, "LEAST_TOKENS_ON_CPU", 1001)
     assert vector_cache(prefixed, 1000) is None
-    monkeypatch.setattr(module, "LEAST_TOKENS", {})
-    assert vector_cache(prefixed, 1000) is None, "elsewhere than on a CPU"
-    monkeypatch.setattr(module, "LEAST_TOKENS", {"cpu": 1})
+    monkeypatch.setattr(module, "LEAST_TOKENS_ON_CPU", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(prefixed), "device", torch.device("meta"))
+        assert vector_cache(prefixed, 1000) is None, "elsewhere than on a CPU"
     monkeypatch.setattr(module, "SUPPORTED", False)
     assert vector_cache(prefixed, 1000) is None
 
@@ -188,6 +189,7 @@ def test_a_disk_that_refuses_costs_only_the_cache(call, warm, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(os, call, full)
         cache = _cache(model)
+        assert cache.usable == (call not in ("open", "utime"))
         for _ in range(2):
             assert torch.equal(cached_vectors(model, prepared.store, indices_N, BUDGET, cache), expected_ND)
     assert torch.equal(cached_vectors(model, prepared.store, indices_N, BUDGET, _cache(model)), expected_ND)

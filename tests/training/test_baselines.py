@@ -51,7 +51,7 @@ def test_kept_vectors_are_read_back_and_only_for_the_same_texts(config, tmp_path
 def own_cache(tmp_path, monkeypatch):
     """Vectors on disk, however few tokens there are; gives the sequences that were encoded."""
     monkeypatch.setattr(vector_cache, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(vector_cache, "LEAST_TOKENS", {"cpu": 1})
+    monkeypatch.setattr(vector_cache, "LEAST_TOKENS_ON_CPU", 1)
     encoded: list[int] = []
     call = WholeBackbone.__call__
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from manyskills.data.problems import RowProblems, shown
-from manyskills.errors import UserError
+from manyskills.errors import UserError, require_library
 
 Record = dict[str, Any]
 Numbered = Iterator[tuple[int, Record]]
@@ -127,6 +127,7 @@ def _checked_header(fields: list[str], place: str) -> list[str]:
 
 
 def _parquet_file(path: Path, name: str, problems: RowProblems) -> Numbered:
+    require_library("pyarrow", f"{name}: a parquet file")
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from manyskills.data.finding import SPLIT_NAMES
 from manyskills.data.formats import FORMATS, RecordSource
-from manyskills.errors import UserError
+from manyskills.errors import UserError, require_library
 from manyskills.tasks.base import SplitName, Task
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -54,6 +54,7 @@ def hub_table(name: str, task: Task) -> RecordSource | None:
 
 
 def _load(name: str, data_files: str | None = None) -> dict[str, Any]:
+    require_library("datasets", f"{name}: no such folder, and reading it from the hub")
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 

@@ -10,12 +10,13 @@ unused for longest make room for others, and none goes that is in use.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import weakref
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,9 @@ from manyskills.data.row_store import SPAN, DamageError, RowStore
 USED_FILE = "used"
 REMOVED = ".removed-"
 """In the name of a folder that is being removed, before the process that does so."""
+
+ATTEMPTS = 3
+"""To open a folder that others remove in the same instant."""
 
 
 class VectorStore:
@@ -39,7 +43,6 @@ class VectorStore:
 
     def __init__(self, folder: Path, size: int) -> None:
         self.folder, self.size = folder, size
-        folder.mkdir(parents=True, exist_ok=True)
         weakref.finalize(self, os.close, _mark_used(folder))
         self._rows = RowStore(folder, "vectors.bin", size * 4)
 
@@ -79,21 +82,36 @@ def _checksums(keys: Sequence[bytes], vectors_BD: np.ndarray) -> np.ndarray:
 
 
 def _mark_used(folder: Path) -> int:
-    """A descriptor that says, while it is open, that the folder is in use."""
+    """Make the folder if it is not there; a descriptor that says, while it is open, that it is in use."""
     import fcntl  # not there on every system (`manyskills.data.row_store.SUPPORTED`)
 
-    use = os.open(folder / USED_FILE, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(use, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused to who comes while the folder is being removed
-        os.utime(use)
-    except OSError:
+    for _ in range(ATTEMPTS):
+        folder.mkdir(parents=True, exist_ok=True)
+        use = os.open(folder / USED_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(use, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused to who comes while the folder is being removed
+            os.utime(use)
+        except OSError:
+            os.close(use)
+            raise
+        if _is_of(use, folder):
+            return use
         os.close(use)
-        raise
-    return use
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(folder))
+
+
+def _is_of(use: int, folder: Path) -> bool:
+    """Whether this file is the folder's, now that it is locked: before, the folder may have been removed."""
+    try:
+        return os.path.samestat(os.fstat(use), (folder / USED_FILE).stat())
+    except OSError:
+        return False
 
 
 def make_room(parent: Path, wanted: int, limit: int) -> bool:
     """Remove folders of vectors, those unused for longest first, until so many bytes more are within the limit.
+
+    None is removed if all that are not in use would not be enough.
 
     Args:
         parent: Holds the folders.
@@ -106,40 +124,49 @@ def make_room(parent: Path, wanted: int, limit: int) -> bool:
     if wanted > limit:
         return False
     folders = sorted((path for path in parent.iterdir() if path.is_dir()), key=_last_used)
-    sizes = {folder: _size(folder) for folder in folders}
-    total = sum(sizes.values())
-    for folder in folders:
-        if REMOVED in folder.name:  # by a process that was killed at it
-            shutil.rmtree(folder, ignore_errors=True)
-            total -= sizes[folder]
-        elif total + wanted > limit and _remove_unused(folder):
-            total -= sizes[folder]
-    return total + wanted <= limit
+    kept = [folder for folder in folders if REMOVED not in folder.name]
+    for folder in set(folders).difference(kept):  # by a process that was killed at it
+        shutil.rmtree(folder, ignore_errors=True)
+    sizes = {folder: _size(folder) for folder in kept}
+    excess = sum(sizes.values()) + wanted - limit
+    with ExitStack() as locks:
+        unneeded: list[Path] = []
+        for folder in kept:
+            if excess > 0 and _lock_unused(folder, locks):
+                unneeded.append(folder)
+                excess -= sizes[folder]
+        return excess <= 0 and all(remove(folder) for folder in unneeded)
 
 
-def remove(folder: Path) -> None:
-    """Remove a folder of vectors as a whole, whoever uses it: they go on with the removed files."""
+def remove(folder: Path) -> bool:
+    """Remove a folder of vectors as a whole, whoever uses it: they go on with the removed files.
+
+    Returns:
+        Whether it could be.
+    """
     aside = folder.with_name(f"{folder.name}{REMOVED}{os.getpid()}")
-    with suppress(OSError):
+    try:
         folder.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+    except OSError:
+        return False
+    shutil.rmtree(aside, ignore_errors=True)
+    return True
 
 
-def _remove_unused(folder: Path) -> bool:
+def _lock_unused(folder: Path, locks: ExitStack) -> bool:
+    """Keep others from opening a folder until the locks are let go of; False if somebody has it open."""
     import fcntl
 
     try:
         use = os.open(folder / USED_FILE, os.O_RDWR)
     except OSError:  # somebody is making it, or it is no folder of vectors
         return False
+    locks.callback(os.close, use)
     try:
         fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        remove(folder)
     except OSError:
         return False
-    finally:
-        os.close(use)
-    return not folder.exists()
+    return _is_of(use, folder)
 
 
 def _last_used(folder: Path) -> float:

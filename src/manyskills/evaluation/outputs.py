@@ -15,7 +15,7 @@ from manyskills.evaluation.answers import Outputs, Probabilities, search_ranking
 from manyskills.model.heads import BinaryHead
 from manyskills.model.multitask import MultiTaskModel
 
-PAIR_BLOCK = {"cpu": 512}
+PAIR_BLOCK_ON_CPU = 512
 PAIR_BLOCK_ELSEWHERE = 16_384
 """Pairs scored at a time. On a CPU as many as its caches hold: two sides of 896 floats each are 3.5 MiB, and a block of
 64 MiB takes three times as long."""
@@ -46,9 +46,9 @@ def _outputs(model: MultiTaskModel, name: str, view: View, vectors_ND: torch.Ten
 
 
 def _probabilities(head: BinaryHead, sides_MP: torch.Tensor, texts_EK: np.ndarray) -> np.ndarray:
-    block = PAIR_BLOCK.get(sides_MP.device.type, PAIR_BLOCK_ELSEWHERE)
-    rows = [
-        head.probabilities(sides_MP, torch.from_numpy(texts_EK[start : start + block]).to(sides_MP.device))
-        for start in range(0, len(texts_EK), block)
-    ]
-    return torch.cat(rows).cpu().double().numpy()
+    size = PAIR_BLOCK_ON_CPU if sides_MP.device.type == "cpu" else PAIR_BLOCK_ELSEWHERE
+    probabilities_E = torch.empty(len(texts_EK), dtype=torch.float64)
+    for start in range(0, len(texts_EK), size):
+        block = slice(start, start + size)
+        probabilities_E[block] = head.probabilities(sides_MP, torch.from_numpy(texts_EK[block]).to(sides_MP.device))
+    return probabilities_E.numpy()

@@ -105,14 +105,16 @@ def for_tasks(saved: SavedTasks, tasks: Sequence[str]) -> SavedTasks:
 
 
 def in_float32(config: TrainConfig) -> TrainConfig:
-    """The configuration with float32 weights and arithmetic, and the attention that a graph can be traced through."""
+    """The configuration with float32 weights and arithmetic."""
     backbone = config.backbone.model_copy(update={"dtype": "float32"})
-    return config.model_copy(update={"backbone": backbone, "bf16": False, "attention": "padded"})
+    return config.model_copy(update={"backbone": backbone, "bf16": False})
 
 
 def _load(folder: Path, saved: SavedTasks, tasks: Sequence[str]) -> Source:
-    """Load with every head that the folder holds, keep the wanted ones."""
-    model = load_model(folder, CPU, replace(saved, config=in_float32(saved.config)))
+    """Load with every head that the folder holds, keep the wanted ones; in the layout that a graph is traced through,
+    which is no business of who loads what is written."""
+    padded = in_float32(saved.config).model_copy(update={"attention": "padded"})
+    model = load_model(folder, CPU, replace(saved, config=padded))
     if not METHODS[model.method.name].routed:
         model.heads = nn.ModuleDict({name: model.head(name) for name in tasks})
         model.task_configs = _only(model.task_configs, tasks)

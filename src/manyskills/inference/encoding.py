@@ -6,8 +6,10 @@ Shape legend: N texts, S sequences they are read as, D size of a vector.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
@@ -19,12 +21,29 @@ from manyskills.inference.graph import Graph
 CHUNK_TOKENS = 512
 """Padded tokens of a chunk: so few that what is computed of them stays near the core. Measured: docs/export.md."""
 
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""What a container may use of a period of time, summed over cores, and the period; `max`: no limit (cgroup v2)."""
+
 
 def usable_cores() -> int:
-    """Cores that this process may use, where the system tells; else all."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may use, where the system tells; else all. A container's quota counts as so many cores,
+    rounded up."""
+    if sys.version_info >= (3, 13):
+        cores = os.process_cpu_count() or 1
+    elif hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return min(cores, _quota() or cores)
+
+
+def _quota() -> int | None:
+    """Cores that the quota is worth; None: there is none that can be read."""
+    try:
+        share, period = map(int, CPU_QUOTA.read_text(encoding="ascii").split())
+    except (OSError, ValueError):
+        return None
+    return max(-(-share // period), 1) if period > 0 else None
 
 
 def encode_texts(graph: Graph, store: TokenStore, indices_N: np.ndarray, jobs: int) -> np.ndarray:

@@ -31,7 +31,7 @@ SPARE = 1 << 30
 """Bytes of the disk that are left to others: a run that finds no room for its checkpoint is worse off than one that
 computes vectors again."""
 
-LEAST_TOKENS = {"cpu": 5_000}
+LEAST_TOKENS_ON_CPU = 5_000
 LEAST_TOKENS_ELSEWHERE = 500_000
 """From how many tokens on vectors are kept. A network of P weights takes some 2 P operations a token, its fingerprint
 reads 2 P or 4 P bytes: how many tokens the reading is worth does not depend on P. With float32 at 0.4 GB/s it is 500
@@ -54,6 +54,11 @@ class VectorCache:
         self._store = self._open()
         with suppress(OSError), (self.folder / "about.json").open("x", encoding="utf-8") as file:
             json.dump(about, file, indent=2)
+
+    @property
+    def usable(self) -> bool:
+        """Whether its files could be opened, and nothing was refused since."""
+        return self._store is not None
 
     def keys(self, store: TokenStore, sequences_S: np.ndarray) -> list[bytes]:
         """What these sequences are found by."""
@@ -137,7 +142,7 @@ def published_vector_cache(model: MultiTaskModel, tokens: int) -> VectorCache | 
 
 
 def _pays(model: MultiTaskModel, tokens: int) -> bool:
-    return SUPPORTED and tokens >= LEAST_TOKENS.get(model.device.type, LEAST_TOKENS_ELSEWHERE)
+    return SUPPORTED and tokens >= (LEAST_TOKENS_ON_CPU if model.device.type == "cpu" else LEAST_TOKENS_ELSEWHERE)
 
 
 def _about(model: MultiTaskModel, method: str) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def _base_vectors(
     if not METHODS[config.method.name].equal_at_start:
         model = baselines.frozen_model(config, positive_rates(prepared.examples["train"]), processes.device)
     cache = published_vector_cache(model, tokens) if config.vector_cache else None
-    if cache is not None:
+    if cache is not None and cache.usable:
         announce(f"its vectors are kept in {cache.folder}; those that are there are read")
     keep = folder.baselines / VECTORS_FILE
     vectors = baselines.base_vectors(model, config, prepared, splits, processes=processes, keep=keep, cache=cache)
