@@ -22,7 +22,7 @@ def test_it_runs_on_a_cpu_with_tiny_networks(size, method, data_dir, tmp_path):
     tokens = found["tokens_a_step"]
     assert found["useful_tokens_a_step"] <= tokens["manyskills"] <= tokens["manyskills, padded attention"]
     assert tokens["Trainer, default"] < tokens["reference recipe"]
-    assert tokens["Trainer, group_by_length, one batch"] >= tokens["Trainer, group_by_length"]
+    assert tokens["Trainer, group_by_length, one batch"] < tokens["reference recipe"]
     assert all(speed > 0 for speed in found["useful_tokens_a_second"].values())
 
 
