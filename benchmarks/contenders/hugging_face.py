@@ -12,7 +12,7 @@ import torch
 
 from contenders.peer import Collator, Peer, Row, padded_size, rows_of
 from contenders.reference import to_device
-from contenders.steps_clock import timed
+from contenders.trainers import common_arguments, timed
 from contenders.work import Work, first_rows
 from manyskills.data.text_set import Examples
 from measuring import Cost
@@ -113,22 +113,13 @@ def _rows(batches: Sequence[Mapping[str, Examples]], work: Work) -> list[Row]:
 def _arguments(work: Work, order: Order, folder: Path) -> Any:
     from transformers import TrainingArguments
 
-    cuda, whole = work.device.type == "cuda", order is Order.GROUPED_WHOLE
+    whole = order is Order.GROUPED_WHOLE
     accumulated = len(work.batches[0])
     return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=1,
+        **common_arguments(work, folder),
         per_device_train_batch_size=work.rows_a_task * (accumulated if whole else 1),
         gradient_accumulation_steps=1 if whole else accumulated,
-        learning_rate=work.config.learning_rate,
         weight_decay=work.config.weight_decay,
         train_sampling_strategy="batch_rebalance" if order is Order.REBALANCED else "sequential",
         remove_unused_columns=False,
-        dataloader_pin_memory=cuda,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=not cuda,
-        bf16=cuda,
     )

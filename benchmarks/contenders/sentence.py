@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from contenders.steps_clock import timed
+from contenders.trainers import common_arguments, timed
 from contenders.work import TokenCounter, Work, first_rows
 from manyskills.data.text_set import Examples
 from manyskills.model.backbones import quiet, resolve
@@ -134,19 +134,9 @@ def _data(batches: Sequence[Mapping[str, Examples]], name: str) -> Any:
 def _arguments(work: Work, folder: Path) -> Any:
     from sentence_transformers import SentenceTransformerTrainingArguments
 
-    cuda = work.device.type == "cuda"
     return SentenceTransformerTrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=1,
+        **common_arguments(work, folder),
         per_device_train_batch_size=work.rows_a_task,
         gradient_accumulation_steps=len(work.batches[0]),
-        learning_rate=work.config.learning_rate,
         multi_dataset_batch_sampler="round_robin",
-        dataloader_pin_memory=cuda,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=not cuda,
-        bf16=cuda,
     )

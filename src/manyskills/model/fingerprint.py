@@ -24,31 +24,33 @@ def fingerprint(model: MultiTaskModel) -> str:
     if not model.has_adapter:
         return published_fingerprint(model)
     digest = hashlib.sha256(published_fingerprint(model).encode())
-    _add(digest, [model.method.model_dump(mode="json"), list(model.task_configs)])
-    for name, tensor in _tensors(model):
+    add_facts(digest, [model.method.model_dump(mode="json"), list(model.task_configs)])
+    for name, tensor in tensors(model):
         if _is_adapters(model, name):
-            _add_tensor(digest, name, tensor)
+            add_tensor(digest, name, tensor)
     return digest.hexdigest()
 
 
 def published_fingerprint(model: MultiTaskModel) -> str:
-    """A hash of what decides the vectors of the backbone without its adapter, the same whatever the adapter is.
-
-    The very numbers of the weights wherever they came from, the network's configuration (transformers' version is in
-    it), pooling, number formats, kind of device, and the kind of attention.
-    """
-    network = model.network.config
-    config = {key: value for key, value in network.to_dict().items() if key[0] != "_"}
-    computed = [str(model.autocast_dtype), model.device.type, network._attn_implementation, model.attention]
+    """A hash of what decides the vectors of the backbone without its adapter, the same whatever the adapter is."""
     digest = hashlib.sha256()
-    _add(digest, [FORMAT, computed, asdict(model.architecture), config])
-    for name, tensor in _tensors(model):
+    add_facts(digest, [FORMAT, asdict(model.architecture), *computation(model)])
+    for name, tensor in tensors(model):
         if not _is_adapters(model, name):
-            _add_tensor(digest, name.replace("base_layer.", ""), tensor)  # the name without what is around it
+            add_tensor(digest, name.replace("base_layer.", ""), tensor)  # the name without what is around it
     return digest.hexdigest()
 
 
-def _tensors(model: MultiTaskModel) -> Iterator[tuple[str, torch.Tensor]]:
+def computation(model: MultiTaskModel) -> list[Any]:
+    """How a network computes: number formats, kind of device and of attention, and its configuration (transformers'
+    version is in it)."""
+    network = model.network.config
+    config = {key: value for key, value in network.to_dict().items() if key[0] != "_"}
+    return [str(model.autocast_dtype), model.device.type, network._attn_implementation, model.attention, config]
+
+
+def tensors(model: MultiTaskModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """The network's weights by name, an adapter's among them."""
     content = model.network.state_dict()
     return ((name, tensor) for name, tensor in content.items() if isinstance(tensor, torch.Tensor))
 
@@ -61,10 +63,12 @@ def _is_adapters(model: MultiTaskModel, name: str) -> bool:
     return any(part.startswith(prefix) for part in name.split("."))
 
 
-def _add(digest: Any, facts: list[Any]) -> None:
+def add_facts(digest: Any, facts: list[Any]) -> None:
+    """Take JSON-like facts into a hash."""
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
 
 
-def _add_tensor(digest: Any, name: str, tensor: torch.Tensor) -> None:
+def add_tensor(digest: Any, name: str, tensor: torch.Tensor) -> None:
+    """Take a weight's very numbers into a hash, wherever they came from."""
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

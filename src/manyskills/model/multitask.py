@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CPU_TOKENS = 2048
-"""Tokens of an unpadded chunk on a CPU, at most: with more at once a step took longer, on the two cores it was measured
-on, and more memory everywhere."""
+"""Tokens of an unpadded chunk on a CPU, at most: more at once were no faster on the two cores where it was tried, and
+take more memory everywhere."""
 
 
 class MultiTaskModel(nn.Module):

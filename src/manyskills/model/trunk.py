@@ -14,7 +14,6 @@ itself out before it is used (`Trunk.problem`).
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +24,7 @@ from torch import nn
 from manyskills.model.attention import probe, routed_to_first
 from manyskills.model.backbones import Architecture
 from manyskills.model.chunks import Chunk
+from manyskills.model.fingerprint import add_facts, add_tensor, computation, tensors
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.model.sites import SITES
 
@@ -91,18 +91,12 @@ class Trunk:
         return "their vectors are not those of the whole network"
 
     def fingerprint(self) -> str:
-        """A hash of what decides the lower states: the very numbers of the weights wherever they came from, the
-        network's configuration, number formats, kind of device and of attention, how many layers, and transformers'
-        version (it is in its configuration)."""
-        network = self.model.network.config
-        config = {key: value for key, value in network.to_dict().items() if key[0] != "_"}
-        computed = [str(self.model.autocast_dtype), self.model.device.type, network._attn_implementation]
-        about = [self.lower_layers, computed, config]
-        digest = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=16)
-        for name, tensor in self.model.network.state_dict().items():
-            if not self._is_upper(name) and isinstance(tensor, torch.Tensor):
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        """A hash of what decides the lower states: weights, how they are computed with, and how many layers."""
+        digest = hashlib.sha256()
+        add_facts(digest, [self.lower_layers, *computation(self.model)])
+        for name, tensor in tensors(self.model):
+            if not self._is_upper(name):
+                add_tensor(digest, name, tensor)
         return digest.hexdigest()
 
     def _is_upper(self, name: str) -> bool:

@@ -1,13 +1,16 @@
-"""Measures a Hugging Face trainer's steps, without what it does once before and after them."""
+"""What the peers' trainers have in common: arguments, and a clock for the steps alone, without what a trainer does once
+before and after them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
 from contenders.ours import synchronize
+from contenders.work import Work
 from measuring import Clock, Cost
 
 
@@ -41,3 +44,20 @@ def timed(trainer: Any, device: torch.device) -> StepsClock:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(clock)
     return clock
+
+
+def common_arguments(work: Work, folder: Path) -> dict[str, Any]:
+    """Training arguments of both: one epoch on the work's device, nothing saved, nothing logged."""
+    cuda = work.device.type == "cuda"
+    return {
+        "output_dir": str(folder),
+        "num_train_epochs": 1,
+        "learning_rate": work.config.learning_rate,
+        "dataloader_pin_memory": cuda,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": not cuda,
+        "bf16": cuda,
+    }
