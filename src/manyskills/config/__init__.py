@@ -1,5 +1,23 @@
 """Configurations: the models here, reading them from YAML in `manyskills.config.file`."""
 
+from manyskills.config.balancing import (
+    BalancingConfig,
+    CagradConfig,
+    CobaConfig,
+    DbMtlConfig,
+    DwaConfig,
+    FamoConfig,
+    FixedConfig,
+    GlsConfig,
+    GradnormConfig,
+    LearnedSoftmaxConfig,
+    MgdaConfig,
+    NashMtlConfig,
+    PcgradConfig,
+    RlwConfig,
+    UncertaintyConfig,
+    UniformConfig,
+)
 from manyskills.config.methods import (
     DoraConfig,
     FrozenConfig,
@@ -16,39 +34,43 @@ from manyskills.config.methods import (
 )
 from manyskills.config.models import (
     BackboneConfig,
-    BalancingConfig,
     EarlyStoppingConfig,
-    FixedConfig,
-    LearnedSoftmaxConfig,
     Limit,
-    ProportionalConfig,
-    RoundRobinConfig,
-    SamplingConfig,
     TaskConfig,
-    TemperatureConfig,
     TrainConfig,
-    UniformConfig,
 )
+from manyskills.config.sampling import ProportionalConfig, RoundRobinConfig, SamplingConfig, TemperatureConfig
 from manyskills.config.section import Section
 
 __all__ = [
     "BackboneConfig",
     "BalancingConfig",
+    "CagradConfig",
+    "CobaConfig",
+    "DbMtlConfig",
     "DoraConfig",
+    "DwaConfig",
     "EarlyStoppingConfig",
+    "FamoConfig",
     "FixedConfig",
     "FrozenConfig",
     "FullConfig",
+    "GlsConfig",
+    "GradnormConfig",
     "Ia3Config",
     "LearnedSoftmaxConfig",
     "Limit",
     "LoraConfig",
     "MethodConfig",
+    "MgdaConfig",
     "MtlLoraConfig",
+    "NashMtlConfig",
     "ParallelAdapterConfig",
+    "PcgradConfig",
     "PrefixTuningConfig",
     "ProportionalConfig",
     "QloraConfig",
+    "RlwConfig",
     "RoundRobinConfig",
     "SamplingConfig",
     "Section",
@@ -56,6 +78,7 @@ __all__ = [
     "TaskConfig",
     "TemperatureConfig",
     "TrainConfig",
+    "UncertaintyConfig",
     "UniformConfig",
     "last_layers",
 ]

@@ -18,7 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from manyskills.config.balancing import BalancingConfig, FixedConfig, UniformConfig
 from manyskills.config.methods import FullConfig, LoraConfig, MethodConfig, last_layers
+from manyskills.config.sampling import RoundRobinConfig, SamplingConfig
 from manyskills.config.section import Fraction, Section
 
 
@@ -44,52 +46,6 @@ class BackboneConfig(Section):
         description="Of an encoder-decoder: encoder (auto) takes vectors from the encoder alone; whole feeds the text "
         "to both and takes the decoder's last state.",
     )
-
-
-class RoundRobinConfig(Section):
-    """Equal numbers of examples of every task in each step (the multi-task PEFT study's choice)."""
-
-    name: Literal["round_robin"] = "round_robin"
-
-
-class ProportionalConfig(Section):
-    """Examples in proportion to the number of training rows."""
-
-    name: Literal["proportional"] = "proportional"
-
-
-class TemperatureConfig(Section):
-    """Share of task t proportional to min(n_t, cap)^(1/T) (Raffel et al. 2020, arXiv 1910.10683, section 3.5.2)."""
-
-    name: Literal["temperature"] = "temperature"
-    temperature: PositiveFloat = Field(default=2.0, description="1 is proportional, large is equal.")
-    cap: PositiveInt | None = Field(default=None, description="Rows of a task that count at most.")
-
-
-SamplingConfig = Annotated[RoundRobinConfig | ProportionalConfig | TemperatureConfig, Field(discriminator="name")]
-
-
-class UniformConfig(Section):
-    """Mean of the losses, each divided by its value at chance level."""
-
-    name: Literal["uniform"] = "uniform"
-
-
-class FixedConfig(Section):
-    """Weighted mean of the chance-scaled losses with weights from the configuration."""
-
-    name: Literal["fixed"] = "fixed"
-    weights: dict[str, NonNegativeFloat] = Field(description="Weight by task name; they are normalised to sum to 1.")
-
-
-class LearnedSoftmaxConfig(Section):
-    """Softmax of learnt logits over the raw losses (Akli et al. 2026). It collapses onto the easiest task: see docs."""
-
-    name: Literal["learned_softmax"] = "learned_softmax"
-    learning_rate: PositiveFloat = Field(default=1e-2, description="Of the logits.")
-
-
-BalancingConfig = Annotated[UniformConfig | FixedConfig | LearnedSoftmaxConfig, Field(discriminator="name")]
 
 
 class Limit(Section):
@@ -224,6 +180,11 @@ class TrainConfig(Section):
     )
     save_steps: PositiveInt | None = Field(default=None, description="Steps between checkpoints; default: eval_steps.")
     logging_steps: PositiveInt = 10
+    conflict_steps: NonNegativeInt | None = Field(
+        default=None,
+        description="Steps between measurements of the tasks' gradients on the shared module (norms, cosines); "
+        "default: logging_steps; 0: never.",
+    )
     early_stopping: EarlyStoppingConfig | None = EarlyStoppingConfig()
 
     baselines: list[Literal["floor", "untrained", "frozen"]] = Field(
