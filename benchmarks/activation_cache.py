@@ -71,7 +71,7 @@ class Epochs:
         train = self.prepared.examples["train"]
         self.steps = Schedule.of(config, sum(len(part) for part in train.values())).total
         self.sampler = Sampler(train, config.sampling, config.batch_size, config.seed, positive_shares(config))
-        self.balancing = build_balancing(config.balancing, list(config.tasks), alone.device)
+        self.balancing = build_balancing(config.balancing, list(config.tasks), config.seed)
         self.optimizer = Optimizer(self.model, config, self.steps)
         self.tokens = 0
 

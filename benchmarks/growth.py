@@ -117,7 +117,7 @@ def _work(model: MultiTaskModel, config: TrainConfig, rows: int, length: int, ta
     store, batch = _store(model, rows, length), {name: _examples(name, rows) for name in TASKS[:tasks]}
     alone = Processes(0, 1, CPU)
     source = BackboneVectors(model, store, config.token_budget, cached=False, processes=alone)
-    balancing = build_balancing(config.balancing, list(batch), CPU)
+    balancing = build_balancing(config.balancing, list(batch), config.seed)
 
     def step() -> None:
         model.train()

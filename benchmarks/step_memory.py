@@ -133,7 +133,7 @@ def _accumulate(model: MultiTaskModel, prepared: Prepared, config: TrainConfig, 
     """Gradients are left in the parameters; gives the loss."""
     cached, alone = case.step_memory == CACHED, Processes(0, 1, CPU)
     source = BackboneVectors(model, prepared.store, config.token_budget, cached=cached, processes=alone)
-    balancing = build_balancing(config.balancing, [TASK], CPU)
+    balancing = build_balancing(config.balancing, [TASK], config.seed)
     batch = {TASK: prepared.examples["train"][TASK].take(np.arange(case.candidates))}
     return accumulate_gradients(model, source, batch, balancing, seed=1).losses[TASK]
 

@@ -40,7 +40,7 @@ class Ours:
         self.model = build_model(self.config, work.device)
         set_class_balance(self.model, positive_rates(work.prepared.examples["train"]))
         self.counter = TokenCounter(self.model.network.get_input_embeddings())
-        self.balancing = build_balancing(self.config.balancing, list(self.config.tasks), work.device)
+        self.balancing = build_balancing(self.config.balancing, list(self.config.tasks), self.config.seed)
         self.optimizer = Optimizer(self.model, self.config, 1000)
         self.batches, self.store = work.batches, work.store
         self.source = self._source()

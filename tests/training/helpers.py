@@ -49,7 +49,7 @@ def gradients(
     model.train()
     model.zero_grad()
     source = BackboneVectors(model, prepared.store, budget, cached=cached, processes=ALONE)
-    balancing = build_balancing(config.balancing, list(config.tasks), CPU)
+    balancing = build_balancing(config.balancing, list(config.tasks), config.seed)
     result = accumulate_gradients(model, source, prepared.examples["train"], balancing, seed)
     return result, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 

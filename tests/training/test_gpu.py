@@ -37,7 +37,7 @@ def test_cached_equals_single_pass(family, bf16, backbone_folder, data_dir):
         model.train()
         model.zero_grad()
         source = BackboneVectors(model, prepared.store, 200, cached=cached, processes=Processes(0, 1, device))
-        balancing = build_balancing(config.balancing, list(config.tasks), device)
+        balancing = build_balancing(config.balancing, list(config.tasks), config.seed)
         accumulate_gradients(model, source, prepared.examples["train"], balancing, 1)
         found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     for name, gradient in found[0].items():

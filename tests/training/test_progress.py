@@ -75,7 +75,6 @@ def test_state_round_trip():
     progress = _progress(a=0.1, b=1 / 3)
     _observe(progress, 1, a=0.1, b=0.2)
     _observe(progress, 2, a=0.2, b=0.2)
-    progress.balancing = {"logits": [0.1, 0.2]}
     assert Progress.from_dict(json.loads(json.dumps(progress.to_dict()))) == progress
     fresh = Progress([Phase(0, ("a",))])
     assert Progress.from_dict(json.loads(json.dumps(fresh.to_dict()))) == fresh, "minus infinity too"

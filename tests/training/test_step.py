@@ -111,7 +111,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_task(backbone_folder, data_dir
     texts_N = prepared.used_texts("train")
     source = PrecomputedVectors(torch.ones(len(texts_N), 32), texts_N, CPU)
     with pytest.raises(UserError, match="flaky_tests is not a finite number"):
-        balancing = build_balancing(config.balancing, list(config.tasks), CPU)
+        balancing = build_balancing(config.balancing, list(config.tasks), config.seed)
         accumulate_gradients(model, source, prepared.examples["train"], balancing, 0)
 
 

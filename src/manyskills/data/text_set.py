@@ -1,18 +1,46 @@
 """A step, an evaluation and a scan are the same thing: a set of unique texts, and views of it by index.
 
 Shape legend: N texts of the set, E examples of one task, K texts an example (1, or 2 for pairs and searches), M texts
-that one task uses, B sequences of a chunk, T tokens of a chunk's longest sequence.
+that one task uses, A answers of a teacher, P size of a teacher's side, B sequences of a chunk, T tokens of a chunk's
+longest sequence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from manyskills.data.tokens import TokenStore
 from manyskills.tasks.base import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Teaching:
+    """What a teacher answers for examples, and how much it counts.
+
+    Attributes:
+        answers_A: One answer for each row that it was asked for, shape (A,) or (A, 2, P), float32.
+        rows_E: Index of each example's answer; -1 for those that the run does not draw.
+        weight: Share in the loss, 0 to 1.
+        temperature: Divides the logits of teacher and student.
+    """
+
+    answers_A: np.ndarray
+    rows_E: np.ndarray
+    weight: float
+    temperature: float
+
+    def take(self, rows: np.ndarray) -> Teaching:
+        """For these examples only."""
+        return replace(self, rows_E=self.rows_E[rows])
+
+    def answers(self) -> np.ndarray:
+        """One answer an example, shape (E,) or (E, 2, P)."""
+        if (self.rows_E < 0).any():
+            raise KeyError("a row that no teacher was asked for")
+        return self.answers_A[self.rows_E]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +50,22 @@ class Examples:
     Attributes:
         texts_EK: Index of each example's texts in the token store.
         labels_E: 0 or 1 as float32; None for searches.
+        teaching: What a teacher answers; None where the task has none.
     """
 
     task: Task
     texts_EK: np.ndarray
     labels_E: np.ndarray | None
+    teaching: Teaching | None = None
 
     def __len__(self) -> int:
         return len(self.texts_EK)
 
     def take(self, rows: np.ndarray) -> Examples:
         """These rows only."""
-        return Examples(self.task, self.texts_EK[rows], None if self.labels_E is None else self.labels_E[rows])
+        labels_E = None if self.labels_E is None else self.labels_E[rows]
+        teaching = None if self.teaching is None else self.teaching.take(rows)
+        return Examples(self.task, self.texts_EK[rows], labels_E, teaching)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +76,13 @@ class View:
         members_M: Positions in the set of the texts this task uses, ascending and unique.
         texts_EK: Each example's texts as positions in `members_M`.
         labels_E: 0 or 1 as float32; None for searches.
+        teaching: What a teacher answers for the examples; None where the task has none.
     """
 
     members_M: np.ndarray
     texts_EK: np.ndarray
     labels_E: np.ndarray | None
+    teaching: Teaching | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +97,13 @@ class TextSet:
     unique_N: np.ndarray
     views: dict[str, View]
 
+    def users_N(self) -> np.ndarray:
+        """Which tasks use each text, int64: bit k is set if the k-th of `views` does."""
+        users_N = np.zeros(len(self.unique_N), dtype=np.int64)
+        for number, view in enumerate(self.views.values()):
+            users_N[view.members_M] |= 1 << number
+        return users_N
+
 
 def gather(batch: Mapping[str, Examples]) -> TextSet:
     """The set of the texts that these examples need; no text is in it twice, whichever tasks use it."""
@@ -74,7 +115,7 @@ def gather(batch: Mapping[str, Examples]) -> TextSet:
 def _view(examples: Examples, unique_N: np.ndarray) -> View:
     mine_M, inverse = np.unique(examples.texts_EK, return_inverse=True)
     texts_EK = inverse.reshape(examples.texts_EK.shape)
-    return View(np.searchsorted(unique_N, mine_M), texts_EK, examples.labels_E)
+    return View(np.searchsorted(unique_N, mine_M), texts_EK, examples.labels_E, examples.teaching)
 
 
 CHUNK_COST = 128

@@ -94,6 +94,22 @@ def score_classification(
     return TaskScores(metrics, float(threshold), size, int(rows.labels_N.sum()), None)
 
 
+def relative_log_loss(labels_N: npt.ArrayLike, probabilities_N: npt.ArrayLike) -> float:
+    """Mean log loss, divided by that of always answering the share of positives: 1 says no more than this share does.
+
+    Where all labels are equal that would be nothing; it is then divided by log 2.
+
+    Args:
+        labels_N: 0 or 1.
+        probabilities_N: P(label is 1); closer to 0 or 1 than 1e-7 counts as 1e-7.
+    """
+    labels_N, p_N = _checked(labels_N, probabilities_N)
+    p_N = np.clip(p_N, 1e-7, 1 - 1e-7)
+    rate = labels_N.mean()
+    chance = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate)) if 0 < rate < 1 else np.log(2)
+    return float(-(labels_N * np.log(p_N) + (1 - labels_N) * np.log(1 - p_N)).mean() / chance)
+
+
 def decide(probabilities_N: npt.ArrayLike, threshold: float) -> npt.NDArray[np.bool_]:
     """Which rows are called positive.
 
@@ -134,7 +150,7 @@ def choose_threshold(labels_N: npt.ArrayLike, probabilities_N: npt.ArrayLike, me
     positives = labels_N.sum()
     true_T = positives - np.append(0.0, np.cumsum(labels_N[order_N]))[np.append(starts_G, labels_N.size)]
     false_T = called_T - true_T
-    values_T = _decision_metrics(true_T, false_T, positives - true_T, labels_N.size - positives - false_T)[metric]
+    values_T = decision_metrics(true_T, false_T, positives - true_T, labels_N.size - positives - false_T)[metric]
     values_T = np.where(np.isnan(values_T), -np.inf, values_T)
     thresholds_T = _between(scores_G)
     # Counts are whole numbers, so equal quality differs by rounding at most.
@@ -247,7 +263,7 @@ def _weighted(rows: _SortedRows, counts_BN: Floats) -> dict[str, Floats]:
     true_pos_B = positives_B - positive_BP1[:, np.searchsorted(rows.positives_P, rows.called)]
     false_pos_B = total_B - all_BN1[:, rows.called] - true_pos_B
     false_neg_B = positives_B - true_pos_B
-    found = _decision_metrics(true_pos_B, false_pos_B, false_neg_B, total_B - positives_B - false_pos_B)
+    found = decision_metrics(true_pos_B, false_pos_B, false_neg_B, total_B - positives_B - false_pos_B)
     found["roc_auc"], found["average_precision"] = _threshold_free(rows.groups, all_BN1, positive_BP1)
     bins = [slice(*edges) for edges in pairwise(rows.bins_K)]
     found["ece"] = sum(np.abs(counts_BN[:, part] @ rows.gaps_N[part]) for part in bins) / total_B
@@ -255,7 +271,7 @@ def _weighted(rows: _SortedRows, counts_BN: Floats) -> dict[str, Floats]:
     return found
 
 
-def _decision_metrics(true_pos: Floats, false_pos: Floats, false_neg: Floats, true_neg: Floats) -> dict[str, Floats]:
+def decision_metrics(true_pos: Floats, false_pos: Floats, false_neg: Floats, true_neg: Floats) -> dict[str, Floats]:
     """Metrics of the confusion matrix, elementwise; 0/0 is NaN, except for MCC."""
     with np.errstate(divide="ignore", invalid="ignore"):
         spread = np.sqrt(true_pos + false_pos) * np.sqrt(true_pos + false_neg)

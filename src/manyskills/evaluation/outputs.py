@@ -12,6 +12,7 @@ import torch
 
 from manyskills.data.text_set import Examples, TextSet, View, gather
 from manyskills.evaluation.answers import Outputs, Probabilities, search_ranking
+from manyskills.evaluation.classification import relative_log_loss
 from manyskills.model.heads import BinaryHead
 from manyskills.model.multitask import MultiTaskModel
 
@@ -35,6 +36,43 @@ def task_outputs(
     model.eval()
     texts: TextSet = gather(examples)
     return {name: _outputs(model, name, view, vectors_ND) for name, view in texts.views.items()}
+
+
+LOSS_BLOCK = 512
+"""Examples whose loss is taken at a time: a search compares each with all others of its block."""
+
+
+@torch.no_grad()
+def evaluation_losses(
+    model: MultiTaskModel, examples: Mapping[str, Examples], vectors_ND: torch.Tensor
+) -> dict[str, float]:
+    """Each task's loss on the rows of a split, 1 at chance level: the mean over blocks of examples.
+
+    Of a classification it is the log loss of the probabilities that are answered, relative to that of always answering
+    the split's share of positives: how positives were weighted or drawn in training does not enter.
+
+    Args:
+        model: Its heads answer.
+        examples: Rows by task.
+        vectors_ND: One vector for each text of `gather(examples)`, in its order.
+    """
+    model.eval()
+    return {name: _loss(model, name, view, vectors_ND) for name, view in gather(examples).views.items()}
+
+
+def _loss(model: MultiTaskModel, name: str, view: View, vectors_ND: torch.Tensor) -> float:
+    head = model.head(name)
+    vectors_MD = vectors_ND[torch.from_numpy(view.members_M)].to(model.device)
+    if isinstance(head, BinaryHead):
+        assert view.labels_E is not None
+        probabilities_E = _probabilities(head, head.sides(vectors_MD), view.texts_EK)
+        return relative_log_loss(view.labels_E, probabilities_E)
+    total = 0.0
+    for start in range(0, len(view.texts_EK), LOSS_BLOCK):
+        block_EK = torch.from_numpy(view.texts_EK[start : start + LOSS_BLOCK]).to(model.device)
+        loss, chance = head.loss(vectors_MD, block_EK, None)
+        total += loss.item() / chance * len(block_EK)
+    return total / len(view.texts_EK)
 
 
 def _outputs(model: MultiTaskModel, name: str, view: View, vectors_ND: torch.Tensor) -> Outputs:

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 
-from manyskills.config import TrainConfig
+from manyskills.config import RoundRobinConfig, TrainConfig
 from manyskills.data.preparation import Prepared, synthetic_tasks
 from manyskills.data.sampling import Phase, Sampler
+from manyskills.data.text_set import gather
 from manyskills.errors import UserError
-from manyskills.evaluation.answers import Outputs, choose_thresholds, plain_metrics
-from manyskills.evaluation.outputs import task_outputs
+from manyskills.evaluation.answers import choose_thresholds, plain_metrics
+from manyskills.evaluation.outputs import evaluation_losses, task_outputs
 from manyskills.evaluation.scores import defined
 from manyskills.files import recover_folder, replace_folder_atomically
 from manyskills.model.checkpoint import load_weights, save_model
@@ -25,18 +27,30 @@ from manyskills.model.encoding import ChunkEncoder, encode_texts
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.saved import saved_step
 from manyskills.tasks import get_task
-from manyskills.training.balancing import build_balancing, collapsed
+from manyskills.training.balancing import build_balancing, collapsed, shares
 from manyskills.training.optimizer import Optimizer
 from manyskills.training.processes import Processes
 from manyskills.training.progress import Progress, selection_score
 from manyskills.training.run_folder import RunFolder
 from manyskills.training.schedule import Schedule
-from manyskills.training.step import StepResult, accumulate_gradients
+from manyskills.training.step import (
+    StepResult,
+    accumulate_gradients,
+    balanced_losses,
+    repeat_losses,
+    task_losses,
+)
+from manyskills.training.task_gradients import TaskGradients
 from manyskills.training.tracking import Tracker, numbers
 from manyskills.training.vectors import PrecomputedVectors, VectorSource
 
-STATE_FILE, OPTIMIZER_FILE = "trainer_state.json", "optimizer.safetensors"
+STATE_FILE, OPTIMIZER_FILE, BALANCING_FILE = "trainer_state.json", "optimizer.safetensors", "balancing.safetensors"
+MEASURED = 2**28
+"""Values of all tasks' gradients together (1 GiB) up to which they are measured without being asked for."""
+
 Announce = Callable[[str], None]
+Watcher = Callable[[int, TaskGradients, "Optimizer"], None]
+"""Gets the number of the step, each task's gradient, and the optimiser before its update."""
 
 
 class Trainer:
@@ -53,6 +67,7 @@ class Trainer:
         announce: Gets sentences for people.
         start: Vectors of the validation texts at step 0, where they are known already.
         encoder: How a chunk of the validation texts is encoded; default: by the whole backbone.
+        watcher: Is shown each measured step's gradients.
     """
 
     def __init__(
@@ -67,15 +82,17 @@ class Trainer:
         announce: Announce,
         start: PrecomputedVectors | None = None,
         encoder: ChunkEncoder | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
         self.config, self.model, self.prepared, self.source = config, model, prepared, source
         self.folder, self.processes, self.tracker, self.announce = folder, processes, tracker, announce
         self.start = source if isinstance(source, PrecomputedVectors) else start
-        self.encoder = encoder
+        self.encoder, self.watcher = encoder, watcher
         train = prepared.examples["train"]
         self.schedule = Schedule.of(config, sum(len(part) for part in train.values()))
         self.sampler = Sampler(train, config.sampling, config.batch_size, config.seed, positive_shares(config))
-        self.balancing = build_balancing(config.balancing, list(config.tasks), model.device)
+        self.rule = build_balancing(config.balancing, list(config.tasks), config.seed)
+        self.conflict_steps = conflict_steps(config, model)
         self.optimizer = Optimizer(model, config, self.schedule.total)
         self.progress = Progress([Phase(0, tuple(config.tasks))])
         self._warned: set[str] = set()
@@ -105,34 +122,67 @@ class Trainer:
     def _step(self, bar: Any) -> None:
         step, started = self.progress.step, time.perf_counter()
         batch = self.sampler.at(step, self.progress.phases)
-        self.model.train()
         seed = int(np.random.SeedSequence((self.config.seed, step)).generate_state(1)[0])
         with clear_failures(f"step {step + 1}"):
-            result = accumulate_gradients(self.model, self.source, batch, self.balancing, seed)
+            if self.rule.needs.validation_every and step % self.rule.needs.validation_every == 0:
+                self.rule.validated(self._some_validation_losses(step // self.rule.needs.validation_every))
+            self.model.train()
+            measure = self._measures(step + 1)
+            result = accumulate_gradients(
+                self.model, self.source, batch, self.rule, seed, measure=measure, processes=self.processes
+            )
+            if result.gradients is not None and self.watcher is not None:
+                self.watcher(step, result.gradients, self.optimizer)
             rate = self.optimizer.update(step)
-        self.balancing.update()
+            if self.rule.needs.repeat_every and step % self.rule.needs.repeat_every == 0:
+                again = repeat_losses(self.model, self.source, batch, self.rule, seed, apart=measure)
+                self.rule.repeated(balanced_losses(self.rule, again, self.processes))
         self.progress.step += 1
         self.progress.tokens += int(self.prepared.store.lengths_N[result.unique_N].sum())
         self.progress.seconds += time.perf_counter() - started
         self._log(result, rate, bar)
 
+    def _measures(self, done: int) -> bool:
+        """Whether each task's gradient is measured in this step (counted from 1); the first always is."""
+        return bool(self.conflict_steps) and (done % self.conflict_steps == 0 or done == 1)
+
+    @torch.no_grad()
+    def _some_validation_losses(self, number: int) -> dict[str, float]:
+        """Losses on a few validation rows of each task that is still drawn from, others in each measurement."""
+        valid = {name: self.prepared.examples["valid"][name] for name in self.progress.active}
+        size = self.rule.needs.validation_rows * len(valid)
+        batch = Sampler(valid, RoundRobinConfig(), size, self.config.seed).at(number, [Phase(0, tuple(valid))])
+        texts = gather(batch)
+        vectors_ND = self._encode(texts.unique_N)
+        losses = task_losses(self.model, texts, vectors_ND.to(self.model.device))
+        return balanced_losses(self.rule, losses, self.processes)
+
     def _log(self, result: StepResult, rate: float, bar: Any) -> None:
-        self._warn_of_collapse(result.weights)
+        weights = shares(result.factors)
+        self._warn_of_collapse(weights)
         bar.update(1)
         bar.set_postfix({name[:8]: f"{loss:.2f}" for name, loss in result.scaled_losses.items()}, refresh=False)
-        if self.progress.step % self.config.logging_steps and self.progress.step != 1:
+        done = self.progress.step
+        if done % self.config.logging_steps and done != 1 and not self._measures(done):
             return
-        self._record({
+        record: dict[str, Any] = {
             "kind": "train",
-            "step": self.progress.step,
+            "step": done,
             "loss": result.losses,
             "scaled_loss": result.scaled_losses,
-            "weights": result.weights,
+            "weights": weights,
             "learning_rate": rate,
             "texts": len(result.unique_N),
             "tokens": self.progress.tokens,
             "seconds": round(self.progress.seconds, 3),
-        })  # fmt: skip
+        }
+        if result.gradients is not None:
+            record |= {
+                "factors": result.factors,
+                "gradient_norms": result.gradients.norms(),
+                "gradient_cosines": result.gradients.cosines(),
+            }
+        self._record(record)
 
     def _warn_of_collapse(self, weights: dict[str, float]) -> None:
         for name in collapsed(weights):
@@ -148,7 +198,9 @@ class Trainer:
 
     def _validate(self) -> None:
         with clear_failures(f"validation at step {self.progress.step}"):
-            outputs = self._valid_outputs()
+            vectors_ND = self._valid_vectors()
+            outputs = task_outputs(self.model, self.prepared.examples["valid"], vectors_ND)
+            losses = evaluation_losses(self.model, self.prepared.examples["valid"], vectors_ND)
         metric = {name: get_task(name).primary_metric for name in self.config.tasks}
         thresholds = choose_thresholds(outputs, metric)
         metrics = {name: {key: defined(value) for key, value in values.items()}
@@ -167,7 +219,7 @@ class Trainer:
             self.progress.best_selection, self.progress.best_step = score, self.progress.step
         self._agree()
         self._record({"kind": "valid", "step": self.progress.step, "metrics": metrics, "primary": primary,
-                      "thresholds": thresholds, "selection": score, "best": best})  # fmt: skip
+                      "scaled_loss": losses, "thresholds": thresholds, "selection": score, "best": best})  # fmt: skip
         values = "  ".join(f"{name} {metric[name]} {value:.4f}" for name, value in primary.items())
         self.announce(f"validation at step {self.progress.step}: {values}{'  (best so far)' if best else ''}")
         self._save()
@@ -185,19 +237,24 @@ class Trainer:
                 at = self.progress.tasks[name].best_step
                 self.announce(f"{name} has not improved since step {at}: it is not drawn any more")
 
-    def _valid_outputs(self) -> dict[str, Outputs]:
-        """Answers on the validation split, from the vectors of the current weights."""
+    def _valid_vectors(self) -> torch.Tensor:
+        """vectors_ND of the validation split's texts, from the current weights."""
         indices_N = self.prepared.used_texts("valid")
         unchanged = self.progress.step == 0 or not self.model.trains_backbone
         if self.start is not None and unchanged and self.encoder is None:  # all of a run's validations measure alike
-            vectors_ND = self.start.forward(indices_N, 0).cpu()
-        else:
-            vectors_ND = encode_texts(
-                self.model, self.prepared.store, indices_N, self.config.token_budget,
-                share=self.processes.share, encoder=self.encoder,
-            )  # fmt: skip
-            vectors_ND = self.processes.sum(vectors_ND)
-        return task_outputs(self.model, self.prepared.examples["valid"], vectors_ND)
+            return self.start.forward(indices_N, 0).cpu()
+        return self._encode(indices_N).cpu()
+
+    def _encode(self, indices_N: np.ndarray) -> torch.Tensor:
+        """vectors_ND of texts under the current weights, without dropout; all processes share the work."""
+        if not self.model.trains_backbone:
+            self.model.eval()
+            return self.source.values(indices_N, 0)
+        vectors_ND = encode_texts(
+            self.model, self.prepared.store, indices_N, self.config.token_budget,
+            share=self.processes.share, encoder=self.encoder,
+        )  # fmt: skip
+        return self.processes.sum(vectors_ND)
 
     def _save_best(self) -> None:
         """Write what the current weights are the best of: for all tasks, and where asked for, for each.
@@ -219,11 +276,10 @@ class Trainer:
 
     def _save(self) -> None:
         """The last checkpoint: everything that the next step depends on."""
-        self.progress.balancing = self.balancing.state()
-
         def build(folder: Path) -> None:
             self._write_model(folder)
             self.optimizer.save(folder / OPTIMIZER_FILE)
+            save_file(self.rule.state(), folder / BALANCING_FILE)
             (folder / STATE_FILE).write_text(json.dumps(self.progress.to_dict()) + "\n", encoding="utf-8")
 
         if self.processes.is_main:
@@ -245,7 +301,7 @@ class Trainer:
         load_weights(self.model, self.folder.last)
         self.optimizer.load(self.folder.last / OPTIMIZER_FILE)
         self.progress = read_progress(self.folder.last / STATE_FILE)
-        self.balancing.restore(self.progress.balancing)
+        self.rule.restore(load_file(self.folder.last / BALANCING_FILE))
         if self.processes.is_main:
             self.folder.trim_metrics(self.progress.step)
         self._save_best()
@@ -278,6 +334,20 @@ def clear_failures(place: str) -> Iterator[None]:
         raise UserError(f"{place}: the device's memory is full", hint) from error
     except UserError as error:
         raise UserError(f"{place}: {error.message}", error.hint) from error
+
+
+def conflict_steps(config: TrainConfig, model: MultiTaskModel) -> int:
+    """Steps between measurements of the tasks' gradients; 0 is never, as where one task is alone or nothing is shared.
+
+    Unless it is asked for, gradients that would take more than `MEASURED` values are not measured: full fine-tuning of
+    a large model would need its memory several times over.
+    """
+    shared = sum(p.numel() for _, p in model.shared_parameters())
+    if len(config.tasks) < 2 or not shared:
+        return 0
+    if config.conflict_steps is not None:
+        return config.conflict_steps
+    return config.logging_steps if shared * len(config.tasks) <= MEASURED else 0
 
 
 def positive_shares(config: TrainConfig) -> dict[str, float]:

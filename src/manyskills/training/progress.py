@@ -8,6 +8,7 @@ from typing import Any
 
 from manyskills.config import EarlyStoppingConfig
 from manyskills.data.sampling import Phase
+from manyskills.training.conflict import Watch
 
 LEAST_SHORTFALL = 0.05
 
@@ -34,8 +35,8 @@ class Progress:
         tasks: Each task's own best.
         best_selection: The selection score of `best/`.
         best_step: Where it was.
-        balancing: State of the rule.
         thresholds: Of the last validation.
+        watch: What was seen of conflicts between the tasks, and which warnings were given.
     """
 
     phases: list[Phase]
@@ -46,8 +47,8 @@ class Progress:
     tasks: dict[str, TaskProgress] = field(default_factory=dict)
     best_selection: float = float("-inf")
     best_step: int = -1
-    balancing: dict[str, list[float]] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
+    watch: Watch = field(default_factory=Watch)
 
     @property
     def active(self) -> tuple[str, ...]:
@@ -87,7 +88,7 @@ class Progress:
         """The inverse of `to_dict`."""
         phases = [Phase(phase["start"], tuple(phase["active"])) for phase in data["phases"]]
         tasks = {name: TaskProgress(**entry) for name, entry in data["tasks"].items()}
-        return cls(**{**data, "phases": phases, "tasks": tasks})
+        return cls(**{**data, "phases": phases, "tasks": tasks, "watch": Watch.from_dict(data["watch"])})
 
 
 def selection_score(primary: Mapping[str, float], baseline: Mapping[str, float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ from manyskills.training.progress import Progress
 from manyskills.training.reporting import announcer, progress_bar
 from manyskills.training.results import build_results, count_parameters, write_plots
 from manyskills.training.run_folder import RunFolder, data_digests
-from manyskills.training.systems import SplitScores, baseline_scores, module_scores
+from manyskills.training.systems import SplitScores, baseline_scores, module_scores, task_best_scores
+from manyskills.training.teachers import find_teachers, teach
 from manyskills.training.tracking import build_tracker, require_trackers
 from manyskills.training.vectors import BackboneVectors, PrecomputedVectors
 
@@ -88,6 +90,7 @@ def train(
     model, prepared = load_inputs(config, processes.device)
     for name, truncation in prepared.truncation.items():
         announce(f"{name}: {truncation.sentence()}")
+    taught = teach(config, prepared, processes, announce)
     _open(folder, config, prepared, processes, resume=resume, overwrite=overwrite)
     seen = baselines.rows_of_the_run(config, prepared) if _trains_frozen_heads(config) else prepared
     base = _base_vectors(config, model, seen, folder, processes, announce)
@@ -97,7 +100,7 @@ def train(
         )
         if config.heads_first:
             model.heads.load_state_dict(load_file(heads / HEADS_FILE))
-    progress = _train(config, model, prepared, folder, processes, base, announce)
+    progress = _train(config, model, taught, folder, processes, base, announce)
     parameters = count_parameters(model)
     del model
     results: dict[str, Any] = {}
@@ -123,10 +126,13 @@ def _open(
         raise UserError(problem[0] or "", problem[1])
 
 
-def load_inputs(config: TrainConfig, device: torch.device) -> tuple[MultiTaskModel, Prepared]:
+def load_inputs(
+    config: TrainConfig, device: torch.device, splits: Sequence[SplitName] = SPLITS
+) -> tuple[MultiTaskModel, Prepared]:
     """The model at step 0 and all data: whatever is wrong with them is found here, before a file is written."""
     refuse_useless_options(config)
-    rows = read_tasks(config, SPLITS)
+    find_teachers(config)
+    rows = read_tasks(config, splits)
     for name, task in config.tasks.items():
         part = rows["train"][name]
         if task.rename_identifiers:
@@ -213,10 +219,12 @@ def _finish(
     announce(f"evaluating the checkpoint of step {progress.best_step} on the test split")
     systems: dict[str, SplitScores] = {}
     systems["module"], outputs, thresholds = module_scores(config, prepared, folder, device, progress.best_step, base)
+    own = task_best_scores(config, prepared, folder, device, systems["module"], progress.best_step)
+    systems |= {} if own is None else {"task_best": own}
     systems |= baseline_scores(config, prepared, folder, device, base, announce)
     rows = {name: prepared.rows["test"][name] for name in config.tasks}
     replace_folder_atomically(lambda target: write_predictions(target, rows, outputs, thresholds), folder.predictions)
-    results = build_results(config, prepared, progress, parameters, systems)
+    results = build_results(config, prepared, progress, parameters, systems, folder.read_metrics())
     write_plots(folder, results)
     write_card(folder, config, results)
     if config.push_to_hub and config.hub_model_id:

@@ -79,6 +79,11 @@ class Rule:
 
     on_gradients = False
     needs = Needs()
+    raw_losses = False  # `build_balancing` sets it from `losses: raw`
+
+    def seen(self, loss: TaskLoss) -> torch.Tensor:
+        """The loss that is balanced."""
+        return loss.value if self.raw_losses else loss.scaled
 
     def weigh(self, losses: Losses) -> dict[str, float]:
         """Factors of the losses: the step follows sum_i factor_i grad L_i. Called once a step, so a rule that learns

@@ -1,0 +1,90 @@
+"""A training of a study: as a run's, but measured on validation alone, because studies choose and test rows do not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from manyskills.config import TrainConfig
+from manyskills.files import write_atomically
+from manyskills.model.activations import training_encoder
+from manyskills.training.loop import Announce, Trainer, Watcher
+from manyskills.training.processes import Processes
+from manyskills.training.progress import Progress
+from manyskills.training.reporting import progress_bar
+from manyskills.training.run import load_inputs
+from manyskills.training.run_folder import RunFolder, data_digests
+from manyskills.training.tracking import NoTracker
+from manyskills.training.vectors import BackboneVectors
+
+FIT_FILE = "fit.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What a training of a study came to.
+
+    Attributes:
+        primary: Each task's primary validation metric at the shared best checkpoint.
+        losses: Each task's validation loss there, 1 at chance level.
+        best_step: Where it was.
+        steps: Updates done.
+        tokens: That the updates encoded.
+        seconds: That they took.
+    """
+
+    primary: dict[str, float]
+    losses: dict[str, float]
+    best_step: int
+    steps: int
+    tokens: int
+    seconds: float
+
+
+def fit(config: TrainConfig, announce: Announce, watcher: Watcher | None = None) -> Fit:
+    """Train a configuration in its output_dir, or read what an earlier call left there.
+
+    A training that was interrupted goes on where it was; one that is finished is not repeated.
+
+    Args:
+        config: Its tasks, its output_dir.
+        announce: Gets sentences for people.
+        watcher: Is shown each measured step's gradients.
+
+    Raises:
+        UserError: Something is wrong with configuration, data or backbone, or the folder holds another training.
+    """
+    processes, folder = Processes.current(), RunFolder(config.output_dir)
+    done = folder.path / FIT_FILE
+    folder.check(config, resume=folder.path.exists(), overwrite=False)
+    if done.is_file():
+        return Fit(**json.loads(done.read_text(encoding="utf-8")))
+    model, prepared = load_inputs(config, processes.device, ("train", "valid"))
+    folder.open(config, data_digests(prepared.rows), resume=folder.path.exists(), overwrite=False)
+    encoder = training_encoder(config, model, prepared.store, announce)
+    source = BackboneVectors(
+        model, prepared.store, config.token_budget, cached=config.step_memory == "cached", processes=processes,
+        encoder=encoder,
+    )  # fmt: skip
+    trainer = Trainer(
+        config, model, prepared, source, folder, processes, NoTracker(), announce, encoder=encoder, watcher=watcher
+    )
+    with progress_bar(trainer.schedule.total, folder.path.name) as bar:
+        progress = trainer.run(bar)
+    found = _read(progress, folder.read_metrics())
+    write_atomically(done, json.dumps(asdict(found), indent=2) + "\n")
+    return found
+
+
+def _read(progress: Progress, records: list[Mapping[str, Any]]) -> Fit:
+    best = next(r for r in records if r["kind"] == "valid" and r["step"] == progress.best_step)
+    return Fit(
+        primary=best["primary"],
+        losses=best["scaled_loss"],
+        best_step=progress.best_step,
+        steps=progress.step,
+        tokens=progress.tokens,
+        seconds=round(progress.seconds, 3),
+    )
