@@ -56,26 +56,33 @@ def fit(config: TrainConfig, announce: Announce, watcher: Watcher | None = None)
     Raises:
         UserError: Something is wrong with configuration, data or backbone, or the folder holds another training.
     """
-    processes, folder = Processes.current(), RunFolder(config.output_dir)
+    folder = RunFolder(config.output_dir)
     done = folder.path / FIT_FILE
     folder.check(config, resume=folder.path.exists(), overwrite=False)
     if done.is_file():
         return Fit(**json.loads(done.read_text(encoding="utf-8")))
-    model, prepared = load_inputs(config, processes.device, ("train", "valid"))
-    folder.open(config, data_digests(prepared.rows), resume=folder.path.exists(), overwrite=False)
-    encoder = training_encoder(config, model, prepared.store, announce)
-    source = BackboneVectors(
-        model, prepared.store, config.token_budget, cached=config.step_memory == "cached", processes=processes,
-        encoder=encoder,
-    )  # fmt: skip
-    trainer = Trainer(
-        config, model, prepared, source, folder, processes, NoTracker(), announce, encoder=encoder, watcher=watcher
-    )
+    trainer = build_trainer(config, announce, watcher)
+    folder.open(config, data_digests(trainer.prepared.rows), resume=folder.path.exists(), overwrite=False)
     with progress_bar(trainer.schedule.total, folder.path.name) as bar:
         progress = trainer.run(bar)
     found = _read(progress, folder.read_metrics())
     write_atomically(done, json.dumps(asdict(found), indent=2) + "\n")
     return found
+
+
+def build_trainer(config: TrainConfig, announce: Announce, watcher: Watcher | None = None) -> Trainer:
+    """The training loop of a configuration over training and validation rows; nothing is written yet."""
+    processes = Processes.current()
+    model, prepared = load_inputs(config, processes.device, ("train", "valid"))
+    encoder = training_encoder(config, model, prepared.store, announce)
+    source = BackboneVectors(
+        model, prepared.store, config.token_budget, cached=config.step_memory == "cached", processes=processes,
+        encoder=encoder,
+    )  # fmt: skip
+    folder = RunFolder(config.output_dir)
+    return Trainer(
+        config, model, prepared, source, folder, processes, NoTracker(), announce, encoder=encoder, watcher=watcher
+    )
 
 
 def _read(progress: Progress, records: list[Mapping[str, Any]]) -> Fit:

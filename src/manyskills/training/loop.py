@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from manyskills.model.multitask import MultiTaskModel
 from manyskills.saved import saved_step
 from manyskills.tasks import get_task
 from manyskills.training.balancing import build_balancing, collapsed, shares
+from manyskills.training.distillation import annealed
 from manyskills.training.optimizer import Optimizer
 from manyskills.training.processes import Processes
 from manyskills.training.progress import Progress, selection_score
@@ -49,8 +51,28 @@ MEASURED = 2**28
 """Values of all tasks' gradients together (1 GiB) up to which they are measured without being asked for."""
 
 Announce = Callable[[str], None]
-Watcher = Callable[[int, TaskGradients, "Optimizer"], None]
-"""Gets the number of the step, each task's gradient, and the optimiser before its update."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A step whose task gradients were measured, before the optimiser's update.
+
+    Attributes:
+        step: Counted from 0.
+        losses: Each task's loss in it, 1 at chance level.
+        gradients: Each task's, on the shared module.
+        optimizer: Its moments are those of the steps before.
+        again: The losses of the same examples, with the same dropout, under the weights of the time of the call.
+    """
+
+    step: int
+    losses: dict[str, float]
+    gradients: TaskGradients
+    optimizer: Optimizer
+    again: Callable[[], dict[str, float]]
+
+
+Watcher = Callable[[Moment], None]
 
 
 class Trainer:
@@ -111,7 +133,7 @@ class Trainer:
         if self.progress.step == 0 and not self.progress.baseline:
             self._validate()
         while self.progress.step < self.schedule.total and self.progress.active:
-            self._step(bar)
+            self.step(bar)
             done = self.progress.step
             if self.schedule.validates(done):
                 self._validate()
@@ -119,9 +141,11 @@ class Trainer:
                 self._save()
         return self.progress
 
-    def _step(self, bar: Any) -> None:
+    def step(self, bar: Any) -> None:
+        """One update."""
         step, started = self.progress.step, time.perf_counter()
-        batch = self.sampler.at(step, self.progress.phases)
+        drawn = self.sampler.at(step, self.progress.phases)
+        batch = annealed(drawn, self.config.distillation, step / self.schedule.total)
         seed = int(np.random.SeedSequence((self.config.seed, step)).generate_state(1)[0])
         with clear_failures(f"step {step + 1}"):
             if self.rule.needs.validation_every and step % self.rule.needs.validation_every == 0:
@@ -131,12 +155,16 @@ class Trainer:
             result = accumulate_gradients(
                 self.model, self.source, batch, self.rule, seed, measure=measure, processes=self.processes
             )
+
+            def again() -> dict[str, float]:
+                losses = repeat_losses(self.model, self.source, batch, self.rule, seed, apart=measure)
+                return balanced_losses(self.rule, losses, self.processes)
+
             if result.gradients is not None and self.watcher is not None:
-                self.watcher(step, result.gradients, self.optimizer)
+                self.watcher(Moment(step, result.scaled_losses, result.gradients, self.optimizer, again))
             rate = self.optimizer.update(step)
             if self.rule.needs.repeat_every and step % self.rule.needs.repeat_every == 0:
-                again = repeat_losses(self.model, self.source, batch, self.rule, seed, apart=measure)
-                self.rule.repeated(balanced_losses(self.rule, again, self.processes))
+                self.rule.repeated(again())
         self.progress.step += 1
         self.progress.tokens += int(self.prepared.store.lengths_N[result.unique_N].sum())
         self.progress.seconds += time.perf_counter() - started

@@ -23,7 +23,8 @@ class DbMtl(Rule):
     On losses: log L_i, so that the scale of a loss does not matter. On gradients: a moving average of each task's,
     a_i <- beta_k a_i + (1 - beta_k) grad log L_i with beta_k = beta / k^decay in the task's k-th step, and then
     (max_j |a_j|) sum_i a_i / |a_i|, here divided by K so that its length compares with the other rules'. The average
-    starts at the first gradient instead of at zero. Heads follow grad log L_i / K.
+    starts at the first gradient instead of at zero. Heads follow grad log L_i / K. The state holds one gradient of the
+    shared module for each task.
     """
 
     on_gradients = True
