@@ -106,6 +106,10 @@ def test_another_choice_drops_what_the_file_said_of_the_former(write):
         ("seed: 1\nseed: 2", "run.yaml:3: seed: written twice (first in line 2)"),
         ("bf16: maybe", "run.yaml:2: bf16: wanted a valid boolean or 'auto', found 'maybe'"),
         ("baselines: [floor, celing]", "run.yaml:2: baselines.1: wanted"),
+        ("sampling: {name: alternating, cap: 3}", "run.yaml:2: sampling: cap: shares are equal without a temperature"),
+        ("sampling: alternating\nbalancing: dwa", "an alternating step holds one task, so dwa has nothing to balance"),
+        ("distillation: {teachers: {flaky_tests: x}}", "distillation.teachers: flaky_tests is no task of this run"),
+        ("distillation: {weight: 0.3}", "run.yaml:2: distillation.teachers: this key is missing"),
     ],
 )
 def test_each_mistake_has_its_place(write, text, message):

@@ -7,14 +7,20 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from manyskills.config import ProportionalConfig, RoundRobinConfig, TemperatureConfig
+from manyskills.config import AlternatingConfig, ProportionalConfig, RoundRobinConfig, TemperatureConfig
 from manyskills.data.sampling import Phase, Sampler, apportion, task_shares
 from manyskills.data.text_set import Examples
 from manyskills.tasks import get_task
 
 SIZES = {"defect_detection": 48, "flaky_tests": 16, "code_search": 24, "clone_detection": 32}
 ALL = tuple(SIZES)
-RULES = [RoundRobinConfig(), ProportionalConfig(), TemperatureConfig(temperature=2.0, cap=30)]
+MIXED = [RoundRobinConfig(), ProportionalConfig(), TemperatureConfig(temperature=2.0, cap=30)]
+IN_TURN = [AlternatingConfig(), AlternatingConfig(temperature=2.0, cap=30), AlternatingConfig(temperature=1.0)]
+RULES = [*MIXED, *IN_TURN]
+
+
+def rule_id(rule):
+    return f"{rule.name}-{getattr(rule, 'temperature', '')}"
 
 
 def make_examples(sizes=SIZES, positive_rate=0.25):
@@ -43,7 +49,7 @@ def drawn(sampler, steps, phases=WHOLE_RUN):
     return [{name: rows_of(sampler.at(step, phases), name) for name in ALL} for step in steps]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", RULES, ids=rule_id)
 def test_a_step_is_a_function_of_seed_and_step(rule):
     phases = (Phase(0, ALL), Phase(7, ALL[:2]), Phase(11, ALL[1:2]))
     expected = drawn(sampler_of(rule), range(25), phases)
@@ -96,11 +102,13 @@ def test_shares_follow_the_formula():
     assert task_shares(sizes, TemperatureConfig(temperature=1.0)) == pytest.approx(
         task_shares(sizes, ProportionalConfig())
     )
+    capped = task_shares(sizes, TemperatureConfig(temperature=1.0, cap=100))
+    assert capped == pytest.approx({"a": 100 / 210, "b": 100 / 210, "c": 10 / 210}), "a and b count alike"
     hot = task_shares(sizes, TemperatureConfig(temperature=1e6))
     assert list(hot.values()) == pytest.approx([1 / 3] * 3, abs=1e-4)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", MIXED, ids=rule_id)
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 16])
 def test_every_step_is_full_and_counts_keep_their_shares(rule, batch_size):
     sampler = sampler_of(rule, batch_size)
@@ -114,6 +122,50 @@ def test_every_step_is_full_and_counts_keep_their_shares(rule, batch_size):
         counts = {name: counts[name] + seen[name] for name in ALL}
     for name, share in shares.items():
         assert counts[name] == pytest.approx(share * 59 * batch_size, rel=0.05, abs=2)
+
+
+@pytest.mark.parametrize("rule", IN_TURN, ids=rule_id)
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_alternating_steps_hold_one_task_and_its_turns_are_spread_evenly(rule, batch_size):
+    steps = drawn(sampler_of(rule, batch_size), range(240))
+    turns = [next(name for name in ALL if step[name]) for step in steps]
+    for step, name in zip(steps, turns, strict=True):
+        assert {other for other in ALL if step[other]} == {name}
+        assert batch_size - 3 < len(step[name]) <= batch_size, "a row at an epoch's edge counts once"
+    for name, share in task_shares(SIZES, rule).items():
+        own = [-1, *(step for step, turn in enumerate(turns) if turn == name)]
+        assert len(own) - 1 == pytest.approx(240 * share, abs=2)
+        assert max(np.diff(own)) <= 2 / share, "nobody waits for more than two of its intervals"
+
+
+def test_alternating_is_equal_or_tempered():
+    assert task_shares(SIZES, AlternatingConfig()) == task_shares(SIZES, RoundRobinConfig())
+    tempered = {"temperature": 3.0, "cap": 20}
+    assert task_shares(SIZES, AlternatingConfig(**tempered)) == task_shares(SIZES, TemperatureConfig(**tempered))
+
+
+def test_a_cap_without_a_temperature_is_refused():
+    with pytest.raises(ValueError, match="cap: shares are equal without a temperature"):
+        AlternatingConfig(cap=10)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_alternating_steps_go_through_each_tasks_epochs(name):
+    steps = drawn(sampler_of(AlternatingConfig(), batch_size=8), range(4 * 3 * SIZES[name] // 8))
+    rows = [row for step in steps for row in step[name]]
+    epochs = [rows[start : start + SIZES[name]] for start in range(0, len(rows), SIZES[name])]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(SIZES[name]))] * 3
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_the_turns_of_a_task_that_leaves_go_to_the_others():
+    phases = (Phase(0, ALL), Phase(8, ("defect_detection", "code_search")))
+    steps = drawn(sampler_of(AlternatingConfig(), batch_size=8), range(14), phases)
+    turns = [next(name for name in ALL if step[name]) for step in steps]
+    assert set(turns[:4]) == set(turns[4:8]) == set(ALL)
+    assert turns[8:] == ["defect_detection", "code_search"] * 3
+    first = [row for step in steps for row in step["defect_detection"]]  # five turns of eight among 48 rows
+    assert len(first) == len(set(first)) == 40, "its rows go on where they were"
 
 
 @pytest.mark.parametrize("seed", range(5))

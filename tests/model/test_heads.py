@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from manyskills.config import TaskConfig
-from manyskills.model.heads import ClassifyHead, EmbedHead, PairHead, build_head
+from manyskills.model.heads import ClassifyHead, EmbedHead, Lesson, PairHead, build_head
+from manyskills.model.losses import soft_binary_loss, soft_info_nce
 from manyskills.tasks import get_task
 
 PAIRS = torch.tensor([[0, 1], [2, 3], [4, 4], [5, 0], [1, 5]])
@@ -152,3 +153,54 @@ def test_dropout_is_off_outside_training():
     torch.testing.assert_close(head.sides(vectors), head.sides(vectors))
     head.train()
     assert not torch.equal(head.sides(vectors), head.sides(vectors))
+
+
+def _lesson(answers, weight=0.3, temperature=2.0):
+    return Lesson(answers, weight, temperature)
+
+
+@pytest.mark.parametrize("head_class", [ClassifyHead, PairHead])
+@pytest.mark.parametrize("choices", [{}, {"positive_weight": 3.0, "focal_gamma": 2.0}, {"positive_share": 0.5}])
+def test_a_lesson_mixes_the_loss_with_the_plain_one_against_the_teacher(head_class, choices):
+    head = head_class(8, _config(**choices))
+    head.set_balance(0.2, _config(**choices))
+    head, vectors, labels = _shaken(head), _vectors(), torch.tensor([0.0, 1, 0, 0, 1])
+    answers = torch.randn(5, generator=torch.Generator().manual_seed(5))
+    logits = head.scores(head.sides(vectors), PAIRS)
+    plain, chance = head.loss(vectors, PAIRS, labels)
+    found, same_chance = head.loss(vectors, PAIRS, labels, _lesson(answers))
+    soft = soft_binary_loss(logits, answers - head.prior_shift, 2.0)
+    torch.testing.assert_close(found, 0.7 * plain + 0.3 * soft)
+    assert same_chance == chance
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student"),
+    [({}, {}), ({"positive_share": 0.5}, {}), ({"positive_weight": 5.0}, {"positive_share": 0.3})],
+)
+def test_a_teacher_that_drew_other_shares_teaches_the_same_probabilities(teacher, student):
+    heads = [PairHead(8, _config(**choices)).eval() for choices in (teacher, student)]
+    for head, choices in zip(heads, (teacher, student), strict=True):
+        head.set_balance(0.1, _config(**choices))
+    answers = heads[0].log_odds(heads[0].sides(_vectors()), PAIRS).detach()
+    head = heads[1]
+    with torch.no_grad():  # the student says the same probabilities
+        head.centre.sub_((heads[0].prior_shift - head.prior_shift) / head.scale)
+    torch.testing.assert_close(head.probabilities(head.sides(_vectors()), PAIRS), torch.sigmoid(answers))
+    loss, _ = head.loss(_vectors(), PAIRS, torch.zeros(5), _lesson(answers, weight=1.0, temperature=1.0))
+    loss.backward()
+    assert head.centre.grad is not None
+    assert head.centre.grad.abs() < 1e-5, "nothing to learn"
+
+
+def test_a_search_learns_from_similarities_of_a_teacher_with_vectors_of_another_size():
+    head, vectors = _shaken(EmbedHead(8, _config())), _vectors()
+    answers = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(5))
+    plain, chance = head.loss(vectors, PAIRS, None)
+    found, same_chance = head.loss(vectors, PAIRS, None, _lesson(answers))
+    sides = head.sides(vectors)
+    similarity = head.scale * sides[PAIRS[:, 0]] @ sides[PAIRS[:, 1]].T
+    teacher = torch.stack([torch.stack([q @ a for a in answers[:, 1]]) for q in answers[:, 0]])
+    soft = soft_info_nce(similarity, teacher, PAIRS[:, 0], PAIRS[:, 1], 2.0)
+    torch.testing.assert_close(found, 0.7 * plain + 0.3 * soft)
+    assert same_chance == chance

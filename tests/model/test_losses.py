@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from manyskills.model.losses import binary_chance, binary_loss, info_nce, info_nce_chance
+from manyskills.model.losses import (
+    binary_chance,
+    binary_loss,
+    info_nce,
+    info_nce_chance,
+    soft_binary_loss,
+    soft_info_nce,
+)
 
 
 def _numbers(*shape, seed=0):
@@ -91,3 +98,60 @@ def test_binary_chance_is_the_least_loss_of_a_constant(rate, weight, gamma):
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_chance_of_one_class_is_that_of_a_coin(rate):
     assert binary_chance(rate) == math.log(2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_soft_binary_loss_is_the_definition(temperature):
+    student, teacher = _numbers(40) * 3, _numbers(40, seed=1) * 3
+    p, q = (1 / (1 + np.exp(-x.numpy().astype(np.float64) / temperature)) for x in (teacher, student))
+    terms = -p * np.log(q) - (1 - p) * np.log(1 - q)
+    assert soft_binary_loss(student, teacher, temperature).item() == pytest.approx(
+        temperature**2 * terms.mean(), rel=1e-4
+    )
+
+
+def test_soft_binary_loss_is_least_where_the_student_says_what_the_teacher_says():
+    teacher = _numbers(20, seed=1)
+    student = teacher.clone().requires_grad_(True)
+    soft_binary_loss(student, teacher, 2.0).backward()
+    assert student.grad is not None
+    assert student.grad.abs().max() < 1e-6
+
+
+def naive_soft_info_nce(student, teacher, queries, answers, temperature):
+    """KL(teacher || student) with loops over rows and columns."""
+    count = len(student)
+
+    def direction(score, wanted):
+        total = 0.0
+        for i in range(count):
+            kept = [j for j in range(count) if j == i or (queries[i] != queries[j] and answers[i] != answers[j])]
+            p, q = (np.array([math.exp(f(i, j) / temperature) for j in kept]) for f in (wanted, score))
+            p, q = p / p.sum(), q / q.sum()
+            total += (p * np.log(p / q)).sum()
+        return total / count
+
+    rows = direction(lambda i, j: student[i][j], lambda i, j: teacher[i][j])
+    columns = direction(lambda i, j: student[j][i], lambda i, j: teacher[j][i])
+    return temperature**2 * (rows + columns) / 2
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize(
+    ("queries", "answers"),
+    [([0, 1, 2, 3, 4], [5, 6, 7, 8, 9]), ([0, 0, 2, 3, 4], [5, 6, 6, 8, 9]), ([0, 0, 0, 0, 0], [5, 6, 7, 8, 9])],
+)
+def test_soft_info_nce_is_the_definition(queries, answers, temperature):
+    student, teacher = (_numbers(5, 5) * 3).requires_grad_(True), _numbers(5, 5, seed=1) * 3
+    found = soft_info_nce(student, teacher, torch.tensor(queries), torch.tensor(answers), temperature)
+    expected = naive_soft_info_nce(student.tolist(), teacher.tolist(), queries, answers, temperature)
+    assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    found.backward()
+    assert student.grad is not None
+    assert torch.isfinite(student.grad).all()
+
+
+def test_a_student_that_ranks_as_its_teacher_has_nothing_to_learn():
+    teacher, distinct = _numbers(4, 4) * 5, torch.arange(4)
+    assert soft_info_nce(teacher, teacher, distinct, distinct).item() == pytest.approx(0, abs=1e-6)
+    assert soft_info_nce(teacher.T, teacher, distinct, distinct).item() > 0.1

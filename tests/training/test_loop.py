@@ -129,7 +129,9 @@ def test_fewer_examples_than_tasks_in_a_step(backbone_folder, data_dir, tmp_path
     assert [len(record["loss"]) for record in _records(run, "train")] == [2] * 4
 
 
-@pytest.mark.parametrize("sampling", ["proportional", {"name": "temperature", "temperature": 3.0, "cap": 20}])
+@pytest.mark.parametrize(
+    "sampling", ["proportional", {"name": "temperature", "temperature": 3.0, "cap": 20}, "alternating"]
+)
 @pytest.mark.parametrize("memory", ["cached", "single_pass"])
 def test_other_samplings_and_choices(sampling, memory, backbone_folder, data_dir, tmp_path):
     tasks = {

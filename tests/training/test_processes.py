@@ -36,7 +36,7 @@ sys.exit(cli.run(["train", *sys.argv[1:]]))
 
 
 @pytest.fixture
-def config(backbone_folder, data_dir, tmp_path):
+def config(backbone_folder, data_dir, tmp_path, trained_run):
     return small_config(
         backbone_folder("bert"),
         data_dir,
@@ -48,6 +48,7 @@ def config(backbone_folder, data_dir, tmp_path):
         step_memory="cached",
         heads_first=True,
         baselines=["untrained", "frozen"],
+        distillation={"teachers": dict.fromkeys(["code_search", "clone_detection"], str(trained_run.path))},
     )
 
 

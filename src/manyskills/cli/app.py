@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from manyskills import __version__
-from manyskills.cli import configuration, export, methods, training
+from manyskills.cli import configuration, export, methods, study, training
 from manyskills.cli import data as data_verbs
 from manyskills.errors import UserError
 from manyskills.files import is_no_space, write_atomically
@@ -30,6 +30,7 @@ list_app = typer.Typer(help="List what there is to choose from.", no_args_is_hel
 app.add_typer(data_verbs.app, name="data")
 app.add_typer(configuration.app, name="config")
 app.add_typer(list_app, name="list")
+app.add_typer(study.app, name="study")
 for verb in (methods.methods, training.train, training.evaluate, training.predict, export.export):
     app.command()(verb)
 

@@ -18,6 +18,7 @@ from manyskills.config.balancing import (
     UncertaintyConfig,
     UniformConfig,
 )
+from manyskills.config.distillation import DistillationConfig
 from manyskills.config.methods import (
     DoraConfig,
     FrozenConfig,
@@ -39,15 +40,23 @@ from manyskills.config.models import (
     TaskConfig,
     TrainConfig,
 )
-from manyskills.config.sampling import ProportionalConfig, RoundRobinConfig, SamplingConfig, TemperatureConfig
+from manyskills.config.sampling import (
+    AlternatingConfig,
+    ProportionalConfig,
+    RoundRobinConfig,
+    SamplingConfig,
+    TemperatureConfig,
+)
 from manyskills.config.section import Section
 
 __all__ = [
+    "AlternatingConfig",
     "BackboneConfig",
     "BalancingConfig",
     "CagradConfig",
     "CobaConfig",
     "DbMtlConfig",
+    "DistillationConfig",
     "DoraConfig",
     "DwaConfig",
     "EarlyStoppingConfig",

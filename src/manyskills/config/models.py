@@ -19,8 +19,9 @@ from pydantic import (
 )
 
 from manyskills.config.balancing import BalancingConfig, FixedConfig, UniformConfig
+from manyskills.config.distillation import DistillationConfig
 from manyskills.config.methods import FullConfig, LoraConfig, MethodConfig, last_layers
-from manyskills.config.sampling import RoundRobinConfig, SamplingConfig
+from manyskills.config.sampling import AlternatingConfig, RoundRobinConfig, SamplingConfig
 from manyskills.config.section import Fraction, Section
 
 
@@ -174,6 +175,9 @@ class TrainConfig(Section):
     trunk_dropout: bool = Field(default=False, description="Keep the pre-trained network's own dropout while training.")
     sampling: SamplingConfig = RoundRobinConfig()
     balancing: BalancingConfig = UniformConfig()
+    distillation: DistillationConfig | None = Field(
+        default=None, description="Teachers for some tasks: runs whose answers are learnt besides the labels."
+    )
 
     eval_steps: PositiveInt | None = Field(
         default=None, description="Steps between validations; default: ten in a run."
@@ -240,6 +244,20 @@ class TrainConfig(Section):
                 raise ValueError(f"balancing.weights: {wrong}")
             if not any(self.balancing.weights.values()):
                 raise ValueError("balancing.weights: all weights are 0")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_balance(self) -> TrainConfig:
+        if isinstance(self.sampling, AlternatingConfig) and not isinstance(self.balancing, UniformConfig):
+            problem = f"balancing: an alternating step holds one task, so {self.balancing.name} has nothing to balance"
+            raise ValueError(f"{problem}; sampling.temperature decides how often each task comes")
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_have_tasks(self) -> TrainConfig:
+        unknown = [name for name in self.distillation.teachers if name not in self.tasks] if self.distillation else []
+        if unknown:
+            raise ValueError(f"distillation.teachers: {', '.join(unknown)} is no task of this run")
         return self
 
     @model_validator(mode="after")

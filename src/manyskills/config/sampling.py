@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from manyskills.config.section import Section
 
@@ -29,4 +29,22 @@ class TemperatureConfig(Section):
     cap: PositiveInt | None = Field(default=None, description="Rows of a task that count at most.")
 
 
-SamplingConfig = Annotated[RoundRobinConfig | ProportionalConfig | TemperatureConfig, Field(discriminator="name")]
+class AlternatingConfig(Section):
+    """Whole steps of one task, the tasks in turn."""
+
+    name: Literal["alternating"] = "alternating"
+    temperature: PositiveFloat | None = Field(
+        default=None, description="A task's share of the steps is as in `temperature`; default: equal shares."
+    )
+    cap: PositiveInt | None = Field(default=None, description="Rows of a task that count at most; with temperature.")
+
+    @model_validator(mode="after")
+    def _cap_counts(self) -> AlternatingConfig:
+        if self.cap is not None and self.temperature is None:
+            raise ValueError("cap: shares are equal without a temperature, so no rows are counted")
+        return self
+
+
+SamplingConfig = Annotated[
+    RoundRobinConfig | ProportionalConfig | TemperatureConfig | AlternatingConfig, Field(discriminator="name")
+]

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from manyskills.config import ProportionalConfig, RoundRobinConfig, SamplingConfig, TemperatureConfig
+from manyskills.config import (
+    AlternatingConfig,
+    ProportionalConfig,
+    RoundRobinConfig,
+    SamplingConfig,
+    TemperatureConfig,
+)
 from manyskills.data.pair_graph import local_order
 from manyskills.data.text_set import Examples
 from manyskills.tasks.base import Kind
@@ -28,11 +34,12 @@ class Phase:
 
 
 def task_shares(sizes: Mapping[str, int], sampling: SamplingConfig) -> dict[str, float]:
-    """Each task's share of a step's examples; the shares sum to 1.
+    """Each task's share of the examples, or of the steps if each is of one task; the shares sum to 1.
 
     Args:
         sizes: Training rows of every active task.
-        sampling: round_robin: equal; proportional: n_t; temperature: min(n_t, cap)^(1/T).
+        sampling: round_robin: equal; proportional: n_t; temperature: min(n_t, cap)^(1/T); alternating: equal, or as
+            temperature where it has one.
     """
     match sampling:
         case RoundRobinConfig():
@@ -40,10 +47,16 @@ def task_shares(sizes: Mapping[str, int], sampling: SamplingConfig) -> dict[str,
         case ProportionalConfig():
             raw = {name: float(size) for name, size in sizes.items()}
         case TemperatureConfig():
-            cap = sampling.cap or math.inf
-            raw = {name: min(size, cap) ** (1 / sampling.temperature) for name, size in sizes.items()}
+            raw = _tempered(sizes, sampling.temperature, sampling.cap)
+        case AlternatingConfig():
+            t = sampling.temperature
+            raw = dict.fromkeys(sizes, 1.0) if t is None else _tempered(sizes, t, sampling.cap)
     total = sum(raw.values())
     return {name: value / total for name, value in raw.items()}
+
+
+def _tempered(sizes: Mapping[str, int], temperature: float, cap: int | None) -> dict[str, float]:
+    return {name: min(size, cap or size) ** (1 / temperature) for name, size in sizes.items()}
 
 
 class Stream:
@@ -93,7 +106,8 @@ class Sampler:
         self._streams = {name: _streams(name, part, seed, shares.get(name)) for name, part in examples.items()}
 
     def at(self, step: int, phases: Sequence[Phase]) -> dict[str, Examples]:
-        """The examples of one step; a task whose share of this step is less than one example is absent."""
+        """The examples of one step; a task whose share of this step is less than one example is absent, and in
+        alternating steps all tasks but one."""
         return {name: self.examples[name].take(rows) for name, rows in self.rows_at(step, phases).items()}
 
     def rows_at(self, step: int, phases: Sequence[Phase]) -> dict[str, np.ndarray]:
@@ -110,13 +124,16 @@ class Sampler:
     def _drawn(self, step: int, phases: Sequence[Phase]) -> dict[str, int]:
         """How many examples of each task the steps before this one have drawn."""
         drawn = dict.fromkeys(self.examples, 0)
+        whole_steps = isinstance(self.sampling, AlternatingConfig)
+        portion = self.batch_size if whole_steps else 1  # examples that are dealt out at a time, all to one task
         for phase, following in zip(phases, [*phases[1:], None], strict=True):
             end = step if following is None else min(step, following.start)
             if phase.active and end > phase.start:
                 sizes = {task: len(self.examples[task]) for task in phase.active}
                 shares = task_shares(sizes, self.sampling)
-                for name, count in apportion((end - phase.start) * self.batch_size, shares).items():
-                    drawn[name] += count
+                portions = (end - phase.start) * self.batch_size // portion
+                for name, count in apportion(portions, shares).items():
+                    drawn[name] += count * portion
         return drawn
 
 
@@ -124,10 +141,10 @@ def apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
     """Whole numbers in these shares that sum to `total`, and of which none falls when `total` grows.
 
     Sainte-Laguë's method: with it every step holds exactly `batch_size` examples, also where shares of it are no whole
-    numbers or less than one.
+    numbers or less than one; and where whole steps are dealt out, each task's turns are spread evenly over the run.
 
     Args:
-        total: Examples of all tasks.
+        total: Examples of all tasks, or steps.
         shares: Sum to 1.
     """
     # no count of the method is further than the number of tasks below its share: from there the rest is dealt out

@@ -1,4 +1,4 @@
-"""The two plots of a run, drawn without pyplot: no global state, no display, safe beside other threads."""
+"""What all plots share, and the two of every run. No pyplot: no global state, no display, safe beside other threads."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from manyskills.evaluation.results import METRIC_LABELS, TaskResult, shown_systems, system_label, task_results
@@ -19,8 +20,10 @@ from manyskills.evaluation.results import METRIC_LABELS, TaskResult, shown_syste
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Okabe and Ito 2008: told apart with every common colour blindness; yellow left out, it is faint on white."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-SYSTEM_COLOURS = {"module": "#0072B2", "frozen": "#009E73", "untrained": "#56B4E9", "floor": "#D55E00"}
-SYSTEM_MARKERS = {"module": "o", "frozen": "^", "untrained": "v", "floor": "s"}
+SYSTEM_COLOURS = {
+    "module": "#0072B2", "task_best": "#CC79A7", "frozen": "#009E73", "untrained": "#56B4E9", "floor": "#D55E00",
+}  # fmt: skip
+SYSTEM_MARKERS = {"module": "o", "task_best": "D", "frozen": "^", "untrained": "v", "floor": "s"}
 INK, FAINT = "#333333", "#DDDDDD"
 SMOOTHED_FROM = 30
 """Points from which a loss is drawn smoothed, with the raw values faint behind it."""
@@ -37,8 +40,8 @@ def plot_training(
         metrics: Primary metric by task, for the legend.
     """
     records = list(records)
-    losses = _series((record["step"], record["scaled_loss"]) for record in records if record.get("kind") == "train")
-    values = _series((record["step"], record["primary"]) for record in records if record.get("kind") == "valid")
+    losses = series((record["step"], record["scaled_loss"]) for record in records if record.get("kind") == "train")
+    values = series((record["step"], record["primary"]) for record in records if record.get("kind") == "valid")
     tasks = list(dict.fromkeys([*losses, *values]))
     figure = Figure(figsize=(10, 4.4), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -46,7 +49,7 @@ def plot_training(
         colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
         name = (metrics or {}).get(task)
         label = task if name is None else f"{task} ({METRIC_LABELS.get(name, name)})"
-        _loss_line(left, *losses.get(task, ([], [])), colour)
+        smoothed_line(left, *losses.get(task, ([], [])), colour)
         right.plot(*values.get(task, ([], [])), color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=label)
     left.axhline(1.0, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     left.annotate(
@@ -54,14 +57,14 @@ def plot_training(
         ha="right", va="bottom", color=INK, fontsize=8.5,
     )  # fmt: skip
     left.set_ylim(bottom=0)
-    _dress(left, "Training loss", "loss / loss at chance level")
-    _dress(right, "Validation", "primary metric")
+    dress(left, "Training loss", "loss / loss at chance level")
+    dress(right, "Validation", "primary metric")
     for axes in (left, right):
         axes.set_xlabel("step", color=INK)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if tasks:
         figure.legend(loc="outside lower center", ncols=min(4, len(tasks)), frameon=False, fontsize=9)
-    _write(figure, Path(path))
+    write_figure(figure, Path(path))
 
 
 def plot_results(results: Mapping[str, Any], path: str | Path) -> None:
@@ -85,14 +88,14 @@ def plot_results(results: Mapping[str, Any], path: str | Path) -> None:
     axes.set_ylim(len(found) - 0.5, -0.5)
     axes.margins(x=0.08)
     splits = sorted({result.split for result in found})
-    _dress(axes, f"Primary metric on {' and '.join(splits)}, with confidence intervals", None)
+    dress(axes, f"Primary metric on {' and '.join(splits)}, with confidence intervals", None)
     axes.grid(visible=False, axis="y")
     if systems:
         figure.legend(loc="outside lower center", ncols=len(systems), frameon=False, fontsize=9)
-    _write(figure, Path(path))
+    write_figure(figure, Path(path))
 
 
-def _series(points: Iterable[tuple[int, Mapping[str, float | None]]]) -> dict[str, tuple[list[int], list[float]]]:
+def series(points: Iterable[tuple[int, Mapping[str, float | None]]]) -> dict[str, tuple[list[int], list[float]]]:
     """Steps and values by task; a task misses the steps at which it has no value."""
     found: dict[str, tuple[list[int], list[float]]] = {}
     for step, values in points:
@@ -104,12 +107,12 @@ def _series(points: Iterable[tuple[int, Mapping[str, float | None]]]) -> dict[st
     return found
 
 
-def _loss_line(axes: Axes, steps: Sequence[int], losses: Sequence[float], colour: str) -> None:
-    if len(losses) < SMOOTHED_FROM:
-        axes.plot(steps, losses, color=colour, linewidth=1.6)
-        return
-    axes.plot(steps, losses, color=colour, linewidth=0.7, alpha=0.25)
-    axes.plot(steps, _smooth(losses, window=max(5, len(losses) // 15)), color=colour, linewidth=1.8)
+def smoothed_line(axes: Axes, steps: Sequence[int], values: Sequence[float], colour: str) -> Line2D:
+    """One task's values; from `SMOOTHED_FROM` points their moving mean, before the faint values themselves."""
+    if len(values) < SMOOTHED_FROM:
+        return axes.plot(steps, values, color=colour, linewidth=1.6)[0]
+    axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.25)
+    return axes.plot(steps, _smooth(values, window=max(5, len(values) // 15)), color=colour, linewidth=1.8)[0]
 
 
 def _smooth(values: Sequence[float], window: int) -> np.ndarray:
@@ -143,7 +146,8 @@ def _row_label(result: TaskResult) -> str:
     return f"{text}, synthetic labels" if result.synthetic else text
 
 
-def _dress(axes: Axes, title: str, y_label: str | None) -> None:
+def dress(axes: Axes, title: str, y_label: str | None) -> None:
+    """Title, label, grid and colours that all plots share."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
     axes.grid(color=FAINT, linewidth=0.7)
     axes.set_axisbelow(True)
@@ -154,7 +158,7 @@ def _dress(axes: Axes, title: str, y_label: str | None) -> None:
         axes.set_ylabel(y_label, color=INK)
 
 
-def _write(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
     """PNG at `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")

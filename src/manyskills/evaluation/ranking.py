@@ -75,7 +75,7 @@ def ranking_metrics(ranks_Q: npt.ArrayLike, *, mrr_cutoffs: Sequence[int] = (10,
     Raises:
         UserError: There are no queries.
     """
-    names, gains_QM = _gains(ranks_Q, mrr_cutoffs)
+    names, gains_QM = ranking_gains(ranks_Q, mrr_cutoffs)
     return dict(zip(names, gains_QM.mean(axis=0).tolist(), strict=True))
 
 
@@ -93,7 +93,7 @@ def score_ranking(
     Raises:
         UserError: There are no queries.
     """
-    names, gains_QM = _gains(ranks_Q, mrr_cutoffs)
+    names, gains_QM = ranking_gains(ranks_Q, mrr_cutoffs)
     queries = len(gains_QM)
     blocks = [counts_BQ @ gains_QM / queries for counts_BQ in resample_counts(queries, samples, seed)]
     replicates = dict(zip(names, np.concatenate(blocks).T, strict=True)) if blocks else {}
@@ -115,7 +115,7 @@ def _vectors(vectors: npt.ArrayLike, role: str) -> npt.NDArray[np.float32]:
     return vectors_ND
 
 
-def _gains(ranks_Q: npt.ArrayLike, mrr_cutoffs: Sequence[int]) -> tuple[list[str], Floats]:
+def ranking_gains(ranks_Q: npt.ArrayLike, mrr_cutoffs: Sequence[int]) -> tuple[list[str], Floats]:
     """What every query adds to each metric: all of them are means over queries."""
     ranks_Q = np.asarray(ranks_Q, np.float64)
     if not ranks_Q.size:

@@ -11,6 +11,7 @@ from manyskills.tasks import SplitName
 
 SYSTEMS: dict[str, str] = {
     "module": "module",
+    "task_best": "module, each task's own best",
     "frozen": "frozen + heads",
     "untrained": "untrained",
     "floor": "TF-IDF floor",

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LEGEND = "value [confidence interval]; * best of the row"
+OF_THE_RUN = ("module", "task_best")
+"""The module itself, in one checkpoint for all tasks or in one for each: what the others are compared with."""
+
 WIDE = 100
 """Columns from which sizes have a column of their own."""
 
@@ -97,7 +100,7 @@ def print_table(results: Mapping[str, Any], console: Console) -> None:
 
 def _stands_above(result: TaskResult, name: str) -> bool:
     module, other = result.estimate("module").value, result.estimate(name).value
-    return name != "module" and module is not None and other is not None and other > module
+    return name not in OF_THE_RUN and module is not None and other is not None and other > module
 
 
 def _behind(result: TaskResult, name: str) -> str:

@@ -6,14 +6,38 @@ Shape legend: M texts of the task's view, E examples, D size of a vector, P size
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from manyskills.config import TaskConfig
-from manyskills.model.losses import binary_chance, binary_loss, info_nce, info_nce_chance
+from manyskills.model.losses import (
+    binary_chance,
+    binary_loss,
+    info_nce,
+    info_nce_chance,
+    soft_binary_loss,
+    soft_info_nce,
+)
 from manyskills.tasks.base import Kind, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a teacher says of the examples of a step.
+
+    Attributes:
+        answers: Of classifying tasks log-odds, as `probabilities` gives them, shape (E,); of searches each row's query
+            side times the teacher's scale, and its answer side, shape (E, 2, P).
+        weight: Share of the teacher in the loss, 0 to 1.
+        temperature: Divides the logits of teacher and student.
+    """
+
+    answers: torch.Tensor
+    weight: float
+    temperature: float
 
 
 class Head(nn.Module):
@@ -32,9 +56,17 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def loss(
-        self, vectors_MD: torch.Tensor, texts_EK: torch.Tensor, labels_E: torch.Tensor | None
+        self,
+        vectors_MD: torch.Tensor,
+        texts_EK: torch.Tensor,
+        labels_E: torch.Tensor | None,
+        lesson: Lesson | None = None,
     ) -> tuple[torch.Tensor, float]:
-        """The loss, and what it would be at chance level on these examples."""
+        """The loss, and what it would be at chance level on these examples.
+
+        With a lesson it is (1 - w) L + w KD (Clark et al. 2019, arXiv 1907.04829, section 3), where KD is the distance
+        from the teacher's answers; the chance level stays that of L.
+        """
         raise NotImplementedError
 
 
@@ -68,15 +100,28 @@ class BinaryHead(Head):
 
     def probabilities(self, sides_MP: torch.Tensor, texts_EK: torch.Tensor) -> torch.Tensor:
         """Probability of the positive class for each example."""
-        return torch.sigmoid(self.scores(sides_MP, texts_EK) + self.prior_shift)
+        return torch.sigmoid(self.log_odds(sides_MP, texts_EK))
+
+    def log_odds(self, sides_MP: torch.Tensor, texts_EK: torch.Tensor) -> torch.Tensor:
+        """The logit of `probabilities`."""
+        return self.scores(sides_MP, texts_EK) + self.prior_shift
 
     def loss(
-        self, vectors_MD: torch.Tensor, texts_EK: torch.Tensor, labels_E: torch.Tensor | None
+        self,
+        vectors_MD: torch.Tensor,
+        texts_EK: torch.Tensor,
+        labels_E: torch.Tensor | None,
+        lesson: Lesson | None = None,
     ) -> tuple[torch.Tensor, float]:
-        """Binary cross-entropy of the examples."""
+        """Binary cross-entropy of the examples; against the teacher without weights and focus."""
         assert labels_E is not None
         logits_E = self.scores(self.sides(vectors_MD), texts_EK)
-        return binary_loss(logits_E, labels_E, self.positive_weight, self.focal_gamma), self.chance
+        loss = binary_loss(logits_E, labels_E, self.positive_weight, self.focal_gamma)
+        if lesson is not None:
+            # as the teacher would answer if it had been trained on the positives and weights of this run
+            teacher_E = lesson.answers - self.prior_shift
+            loss = _mixed(loss, soft_binary_loss(logits_E, teacher_E, lesson.temperature), lesson)
+        return loss, self.chance
 
 
 class ClassifyHead(BinaryHead):
@@ -170,15 +215,32 @@ class EmbedHead(Head):
         """Cosine of each query and its own answer."""
         return (sides_MP[texts_EK[:, 0]] * sides_MP[texts_EK[:, 1]]).sum(-1)
 
+    @property
+    def scale(self) -> torch.Tensor:
+        """What cosines are multiplied by in the loss."""
+        return self.log_scale.exp().clamp(max=self.MAX_SCALE)
+
     def loss(
-        self, vectors_MD: torch.Tensor, texts_EK: torch.Tensor, labels_E: torch.Tensor | None
+        self,
+        vectors_MD: torch.Tensor,
+        texts_EK: torch.Tensor,
+        labels_E: torch.Tensor | None,
+        lesson: Lesson | None = None,
     ) -> tuple[torch.Tensor, float]:
         """Symmetric InfoNCE over the examples of the step."""
         sides_MP = self.sides(vectors_MD)
         queries_E, answers_E = texts_EK[:, 0], texts_EK[:, 1]
-        scale = self.log_scale.exp().clamp(max=self.MAX_SCALE)
-        similarity_EE = scale * sides_MP[queries_E] @ sides_MP[answers_E].T
-        return info_nce(similarity_EE, queries_E, answers_E), info_nce_chance(len(texts_EK))
+        similarity_EE = self.scale * sides_MP[queries_E] @ sides_MP[answers_E].T
+        loss = info_nce(similarity_EE, queries_E, answers_E)
+        if lesson is not None:
+            teacher_EE = lesson.answers[:, 0] @ lesson.answers[:, 1].T
+            soft = soft_info_nce(similarity_EE, teacher_EE, queries_E, answers_E, lesson.temperature)
+            loss = _mixed(loss, soft, lesson)
+        return loss, info_nce_chance(len(texts_EK))
+
+
+def _mixed(loss: torch.Tensor, from_teacher: torch.Tensor, lesson: Lesson) -> torch.Tensor:
+    return (1 - lesson.weight) * loss + lesson.weight * from_teacher
 
 
 def build_head(task: Task, vector_size: int, config: TaskConfig) -> Head:

@@ -57,11 +57,60 @@ def info_nce(similarity_EE: torch.Tensor, queries_E: torch.Tensor, answers_E: to
         queries_E: Identity of each row's query.
         answers_E: Identity of each row's answer.
     """
-    same_EE = (queries_E[:, None] == queries_E[None, :]) | (answers_E[:, None] == answers_E[None, :])
-    same_EE.fill_diagonal_(False)
-    logits_EE = similarity_EE.masked_fill(same_EE, float("-inf"))
+    logits_EE = similarity_EE.masked_fill(_no_negatives(queries_E, answers_E), float("-inf"))
     targets_E = torch.arange(len(logits_EE), device=logits_EE.device)
     return (F.cross_entropy(logits_EE, targets_E) + F.cross_entropy(logits_EE.T, targets_E)) / 2
+
+
+def soft_binary_loss(logits_E: torch.Tensor, teacher_E: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Cross-entropy against a teacher's probabilities (Hinton et al. 2015, arXiv 1503.02531, section 2).
+
+    Times the square of the temperature, so that gradients keep their size when it changes (same place).
+
+    Args:
+        logits_E: Of the student.
+        teacher_E: Of the teacher.
+        temperature: Divides both.
+    """
+    targets_E = torch.sigmoid(teacher_E / temperature)
+    return temperature**2 * F.binary_cross_entropy_with_logits(logits_E / temperature, targets_E)
+
+
+def soft_info_nce(
+    similarity_EE: torch.Tensor,
+    teacher_EE: torch.Tensor,
+    queries_E: torch.Tensor,
+    answers_E: torch.Tensor,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """Kullback-Leibler divergence of the student's from the teacher's distribution over the batch's answers, and over
+    its queries; both directions averaged, times the square of the temperature as in `soft_binary_loss`.
+
+    Args:
+        similarity_EE: The student's scaled similarities of every query (row) and every answer (column).
+        teacher_EE: The teacher's.
+        queries_E: Identity of each row's query; what is no negative in `info_nce` is no candidate here.
+        answers_E: Identity of each row's answer.
+        temperature: Divides both similarities.
+    """
+    same_EE = _no_negatives(queries_E, answers_E)
+    student_EE, teacher_EE = similarity_EE / temperature, teacher_EE / temperature
+    both = _divergence(student_EE, teacher_EE, same_EE) + _divergence(student_EE.T, teacher_EE.T, same_EE)
+    return temperature**2 * both / 2
+
+
+def _divergence(student_EE: torch.Tensor, teacher_EE: torch.Tensor, without_EE: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student) of the softmax of each row, the mean over rows."""
+    log_p_EE = teacher_EE.masked_fill(without_EE, float("-inf")).log_softmax(-1)
+    log_q_EE = student_EE.masked_fill(without_EE, float("-inf")).log_softmax(-1)
+    difference_EE = (log_p_EE - log_q_EE).masked_fill(without_EE, 0.0)  # where both are minus infinity
+    return (log_p_EE.exp() * difference_EE).sum(-1).mean()
+
+
+def _no_negatives(queries_E: torch.Tensor, answers_E: torch.Tensor) -> torch.Tensor:
+    """Pairs of rows with the same query or the same answer, but for each row with itself; symmetric."""
+    same_EE = (queries_E[:, None] == queries_E[None, :]) | (answers_E[:, None] == answers_E[None, :])
+    return same_EE.fill_diagonal_(False)
 
 
 def info_nce_chance(examples: int) -> float:

@@ -89,7 +89,7 @@ def _read(progress: Progress, records: list[Mapping[str, Any]]) -> Fit:
     best = next(r for r in records if r["kind"] == "valid" and r["step"] == progress.best_step)
     return Fit(
         primary=best["primary"],
-        losses=best["scaled_loss"],
+        losses=best["valid_loss"],
         best_step=progress.best_step,
         steps=progress.step,
         tokens=progress.tokens,

@@ -75,6 +75,7 @@ def frozen_config(config: TrainConfig) -> TrainConfig:
             "early_stopping": EarlyStoppingConfig(patience=sys.maxsize, keep_task_best=True),
             "heads_first": False,
             "balancing": UniformConfig(),  # the heads share nothing: a weight would only change their learning rate
+            "distillation": None,
         }
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from manyskills.config import TrainConfig
+from manyskills.evaluation.conflict import worst_pair
 from manyskills.evaluation.table import render_markdown
 from manyskills.files import write_atomically
 from manyskills.model.backbones import hub_id
@@ -45,6 +46,7 @@ def card_values(folder: RunFolder, config: TrainConfig, results: Mapping[str, An
         "confidence": config.confidence,
         "synthetic": {name: entry["synthetic"] for name, entry in tasks.items() if entry["synthetic"]},
         "data": [_data_row(name, entry) for name, entry in tasks.items()],
+        "conflict": _conflict(results["conflict"]),
         "seed": config.seed,
         "shared": training["trainable_shared"],
         "heads": training["trainable_heads"],
@@ -57,6 +59,13 @@ def _index_row(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     metric = entry["primary_metric"]
     value = entry["systems"]["module"]["test"]["metrics"][metric]["value"]
     return {"task": name, "kind": entry["kind"], "metric": metric, "value": value}
+
+
+def _conflict(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The pair of tasks whose gradients agree least, and what was warned of."""
+    pair = worst_pair(found)
+    values = {} if pair is None else {key: found[key][pair[0]][pair[1]] for key in ("cosines", "negative")}
+    return {"pair": pair, "steps": found["steps"], "warnings": found["warnings"], **values}
 
 
 def _data_row(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from manyskills.model.encoding import ChunkEncoder, encode_texts
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.saved import saved_step
 from manyskills.tasks import get_task
-from manyskills.training.balancing import build_balancing, collapsed, shares
+from manyskills.training.balancing import build_balancing, shares
+from manyskills.training.conflict import ConflictWarning, metric_rows
 from manyskills.training.distillation import annealed
 from manyskills.training.optimizer import Optimizer
 from manyskills.training.processes import Processes
@@ -117,7 +118,6 @@ class Trainer:
         self.conflict_steps = conflict_steps(config, model)
         self.optimizer = Optimizer(model, config, self.schedule.total)
         self.progress = Progress([Phase(0, tuple(config.tasks))])
-        self._warned: set[str] = set()
 
     def run(self, bar: Any) -> Progress:
         """Train to the end.
@@ -187,7 +187,10 @@ class Trainer:
 
     def _log(self, result: StepResult, rate: float, bar: Any) -> None:
         weights = shares(result.factors)
-        self._warn_of_collapse(weights)
+        self._warn(self.progress.watch.stepped(self.progress.step, weights, self.progress.active))
+        if result.gradients is not None:
+            norms = result.gradients.norms()
+            self._warn(self.progress.watch.measured(self.progress.step, norms, result.factors, result.scaled_losses))
         bar.update(1)
         bar.set_postfix({name[:8]: f"{loss:.2f}" for name, loss in result.scaled_losses.items()}, refresh=False)
         done = self.progress.step
@@ -212,12 +215,9 @@ class Trainer:
             }
         self._record(record)
 
-    def _warn_of_collapse(self, weights: dict[str, float]) -> None:
-        for name in collapsed(weights):
-            if name not in self._warned:
-                self._warned.add(name)
-                what = f"the weight of {name} has collapsed to {weights[name]:.2%}; it is hardly trained any more"
-                self.announce(f"warning: step {self.progress.step}: {what} (balancing=uniform does not do this)")
+    def _warn(self, warnings: list[ConflictWarning]) -> None:
+        for warning in warnings:
+            self.announce(warning.sentence)
 
     def _record(self, record: dict[str, Any]) -> None:
         if self.processes.is_main:
@@ -241,13 +241,15 @@ class Trainer:
             self.progress.observe(primary, self.config.early_stopping)
             self._announce_stopped(before)
         self.progress.thresholds = thresholds
+        rows = metric_rows(self.prepared.examples["valid"])
+        self._warn(self.progress.watch.validated(self.progress.step, primary, rows))
         score = selection_score(primary, self.progress.baseline)
         best = score > self.progress.best_selection
         if best:
             self.progress.best_selection, self.progress.best_step = score, self.progress.step
         self._agree()
         self._record({"kind": "valid", "step": self.progress.step, "metrics": metrics, "primary": primary,
-                      "scaled_loss": losses, "thresholds": thresholds, "selection": score, "best": best})  # fmt: skip
+                      "valid_loss": losses, "thresholds": thresholds, "selection": score, "best": best})  # fmt: skip
         values = "  ".join(f"{name} {metric[name]} {value:.4f}" for name, value in primary.items())
         self.announce(f"validation at step {self.progress.step}: {values}{'  (best so far)' if best else ''}")
         self._save()
@@ -304,6 +306,7 @@ class Trainer:
 
     def _save(self) -> None:
         """The last checkpoint: everything that the next step depends on."""
+
         def build(folder: Path) -> None:
             self._write_model(folder)
             self.optimizer.save(folder / OPTIMIZER_FILE)

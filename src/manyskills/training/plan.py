@@ -28,6 +28,7 @@ from manyskills.tasks import SPLITS, SplitName
 from manyskills.training.loop import positive_shares
 from manyskills.training.optimizer import training_bytes
 from manyskills.training.schedule import Schedule
+from manyskills.training.teachers import find_teachers
 
 SAMPLED_STEPS = 50
 """Steps whose texts are looked at to estimate tokens; the sampler makes any step without the ones before it."""
@@ -121,6 +122,7 @@ def make_plan(config: TrainConfig) -> Plan:
     if config.gradient_checkpointing:
         model.checkpoint_gradients()
     positions = model.architecture.max_positions
+    find_teachers(config)
     rows = read_tasks(config, SPLITS)
     prepared = prepare(rows, config.tasks, config.max_length, model.tokenizer, model.template, positions, model.routes)
     schedule = Schedule.of(config, sum(len(part) for part in prepared.examples["train"].values()))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from manyskills import __version__
 from manyskills.config import TrainConfig
 from manyskills.data.preparation import Prepared, synthetic_tasks
+from manyskills.evaluation.conflict import conflict_summary
+from manyskills.evaluation.conflict_plots import plot_conflict
 from manyskills.evaluation.plots import plot_results, plot_training
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.tasks import SPLITS, get_task
@@ -23,8 +25,9 @@ def build_results(
     progress: Progress,
     parameters: Mapping[str, int],
     systems: Mapping[str, SplitScores],
+    records: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """What was measured, on what data, with what, at what cost."""
+    """What was measured, on what data, with what, at what cost; `records` are the lines of metrics.jsonl."""
     return {
         "format": 1,
         "manyskills": __version__,
@@ -34,9 +37,11 @@ def build_results(
             "best_step": progress.best_step,
             "tokens": progress.tokens,
             "seconds": round(progress.seconds, 1),
+            "task_best_steps": {name: progress.tasks[name].best_step for name in config.tasks},
             "stopped": {name: progress.tasks[name].best_step for name in config.tasks if name not in progress.active},
             **parameters,
         },
+        "conflict": conflict_summary(records, [asdict(warning) for warning in progress.watch.warnings]),
         "floor_rows": config.floor_rows,
         "data": data_digests(prepared.rows),
         "environment": environment(),
@@ -69,8 +74,10 @@ def count_parameters(model: MultiTaskModel) -> dict[str, int]:
 
 
 def write_plots(folder: RunFolder, results: dict[str, Any]) -> None:
-    """plots/training.png and plots/results.png."""
+    """plots/training.png, plots/results.png and, of several tasks, plots/conflict.png."""
     folder.plots.mkdir(exist_ok=True)
     metrics = {name: entry["primary_metric"] for name, entry in results["tasks"].items()}
-    plot_training(folder.read_metrics(), folder.plots / "training.png", metrics=metrics)
+    records = folder.read_metrics()
+    plot_training(records, folder.plots / "training.png", metrics=metrics)
+    plot_conflict(records, results["conflict"], folder.plots / "conflict.png")
     plot_results(results, folder.plots / "results.png")

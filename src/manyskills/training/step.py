@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from manyskills.data.text_set import Examples, TextSet, View, gather
+from manyskills.data.text_set import Examples, Teaching, TextSet, View, gather
 from manyskills.errors import UserError
+from manyskills.model.heads import Lesson
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.training.balancing import Combined, Rule, TaskLoss, equal
 from manyskills.training.processes import Processes
@@ -136,7 +137,12 @@ def _task_loss(model: MultiTaskModel, name: str, view: View, vectors_ND: torch.T
     vectors_MD = vectors_ND[torch.from_numpy(view.members_M).to(device)]
     texts_EK = torch.from_numpy(view.texts_EK).to(device)
     labels_E = None if view.labels_E is None else torch.from_numpy(view.labels_E).to(device)
-    return TaskLoss(*model.head(name).loss(vectors_MD, texts_EK, labels_E))
+    lesson = None if view.teaching is None else _lesson(view.teaching, device)
+    return TaskLoss(*model.head(name).loss(vectors_MD, texts_EK, labels_E, lesson))
+
+
+def _lesson(teaching: Teaching, device: torch.device) -> Lesson:
+    return Lesson(torch.from_numpy(teaching.answers()).to(device), teaching.weight, teaching.temperature)
 
 
 def _weigh(rule: Rule, losses: Mapping[str, float]) -> dict[str, float]:

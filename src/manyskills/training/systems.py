@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from manyskills.model.encoding import encode_texts
 from manyskills.model.methods import METHODS
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.saved import read_tasks_file
-from manyskills.tasks import get_task
+from manyskills.tasks import SplitName, get_task
 from manyskills.training import baselines
 from manyskills.training.loop import Announce
 from manyskills.training.run_folder import RunFolder
@@ -71,6 +73,48 @@ def module_scores(
     metrics = plain_metrics(_as_validated(config, model, prepared, encoder, base, step) or valid, thresholds)
     _check_reload(metrics, SAME_ROUNDED if encoder else SAME, folder, step)
     return scores, test, thresholds
+
+
+def task_best_scores(
+    config: TrainConfig, prepared: Prepared, folder: RunFolder, device: torch.device, module: SplitScores, step: int
+) -> SplitScores | None:
+    """Every task answered by the weights of its own best step, loaded from best_by_task/<task>.
+
+    Args:
+        config: The run.
+        prepared: Its data.
+        folder: Holds the checkpoints.
+        device: Where they answer.
+        module: Scores of the checkpoint that is the best for all tasks together.
+        step: Whose checkpoint that is.
+
+    Returns:
+        Scores; None if the run did not keep these weights.
+    """
+    if config.early_stopping is None or not config.early_stopping.keep_task_best:
+        return None
+    at: dict[int, list[str]] = {}
+    for name in config.tasks:
+        at.setdefault(read_tasks_file(folder.best_by_task / name).step, []).append(name)
+    found = {
+        own: module if own == step else _scores_of(config, prepared, folder.best_by_task / names[0], names, device)
+        for own, names in at.items()
+    }
+    own_step = {name: own for own, names in at.items() for name in names}
+    return {split: {name: found[own_step[name]][split][name] for name in config.tasks} for split in ("valid", "test")}
+
+
+def _scores_of(
+    config: TrainConfig, prepared: Prepared, folder: Path, names: Sequence[str], device: torch.device
+) -> SplitScores:
+    """Scores of a checkpoint on some tasks, with its own thresholds."""
+    splits: tuple[SplitName, ...] = ("valid", "test")
+    examples = {split: {name: prepared.examples[split][name] for name in names} for split in splits}
+    part = replace(prepared, examples={**prepared.examples, **examples})
+    model, thresholds = load_model(folder, device), read_tasks_file(folder).thresholds
+    source = baselines.base_vectors(model, config, part, splits)
+    outputs = {split: baselines.split_outputs(model, part, source, split) for split in splits}
+    return {split: _score(config, answers, thresholds) for split, answers in outputs.items()}
 
 
 def _as_validated(

@@ -23,6 +23,7 @@ from manyskills.config import (
     UncertaintyConfig,
     UniformConfig,
 )
+from manyskills.evaluation.conflict import COLLAPSE
 from manyskills.training.balancing.base import (
     Combined,
     Floats,
@@ -65,9 +66,6 @@ __all__ = [
     "gram",
     "shares",
 ]
-
-COLLAPSE = 0.01
-"""A task whose weight is below this share is not trained any more, whatever the table's heading says."""
 
 _RULES: dict[type[Section], Callable[..., Rule]] = {
     UniformConfig: Uniform,

@@ -1,0 +1,1 @@
+"""Studies of several runs: what training tasks together costs and brings."""
