@@ -21,9 +21,12 @@ from matplotlib.figure import Figure
 from manyskills.config import BalancingConfig, TrainConfig
 from manyskills.data.mining import MiningLimits
 from manyskills.model.backbones import quiet
-from manyskills.studies.fit import build_trainer
 from manyskills.training.loop import Trainer
+from manyskills.training.processes import Processes
 from manyskills.training.reporting import progress_bar
+from manyskills.training.run import build_trainer, load_inputs
+from manyskills.training.run_folder import RunFolder
+from manyskills.training.tracking import NoTracker
 from measuring import (
     TASKS,
     Cost,
@@ -111,7 +114,11 @@ def _trainer(config: TrainConfig, rule: str, folder: Path) -> Trainer:
     output = folder / f"{rule}-{config.conflict_steps}"
     output.mkdir()
     values = config.model_dump() | {"balancing": {"name": rule}, "output_dir": str(output)}
-    return build_trainer(TrainConfig.model_validate(values), lambda _: None)
+    wanted, processes = TrainConfig.model_validate(values), Processes.current()
+    model, prepared = load_inputs(wanted, processes.device, ("train", "valid"))
+    return build_trainer(
+        wanted, model, prepared, RunFolder(output), processes, None, lambda _: None, tracker=NoTracker()
+    )
 
 
 def _plain(trainer: Trainer) -> Callable[[], None]:

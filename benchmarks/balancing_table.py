@@ -1,6 +1,6 @@
 """Train every balancing rule, and each task alone, under one budget, and print one table of validation metrics.
 
-    python benchmarks/balancing_table.py --data path/to/data --output runs/balancing [KEY=VALUE ...] [--only uniform ...]
+    python benchmarks/balancing_table.py --data path/to/data --output runs/balancing [KEY=VALUE ...] [--only NAME ...]
 
 Trainings are those of examples/balancing.yaml: every task sees the same rows in the same order, alone or with others,
 under every rule. They are kept: an interrupted table goes on. Everything is measured on validation, because the default
@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True, help="one folder a task")
     parser.add_argument("--output", type=Path, default=Path("runs/balancing"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="+", help="names of rules and remedies; default: all")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
@@ -70,7 +70,7 @@ def main() -> None:
     names = wanted.only or [*RULES, *REMEDIES]
     found: dict[str, dict[int, Fit]] = {}
     alone: dict[int, dict[str, Fit]] = {}
-    for seed in range(wanted.seeds):
+    for seed in wanted.seeds:
         alone[seed] = {task: _fit(single(base, task), wanted.output / f"{task}-{seed}", seed) for task in base.tasks}
         for name in names:
             fitted = _fit(together(base, name), wanted.output / f"{name}-{seed}", seed)

@@ -72,7 +72,9 @@ def test_each_step_has_random_numbers_of_its_own(backbone_folder, data_dir, tmp_
     from manyskills.training import loop
 
     seeds, step = [], loop.accumulate_gradients
-    monkeypatch.setattr(loop, "accumulate_gradients", lambda *given: seeds.append(given[-1]) or step(*given))
+    monkeypatch.setattr(
+        loop, "accumulate_gradients", lambda *given, **rest: seeds.append(given[-1]) or step(*given, **rest)
+    )
     config = small_config(backbone_folder("bert"), data_dir, tmp_path / "one", method="frozen", baselines=[])
     for number in (1, 2):
         train(config.model_copy(update={"seed": number, "output_dir": str(tmp_path / str(number))}))

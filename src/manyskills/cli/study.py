@@ -64,6 +64,39 @@ def transfer(
         typer.echo(f"the report is in {output}", err=True)
 
 
+@app.command()
+def grouping(
+    config: Annotated[Path, typer.Argument(help="The YAML file of the training.", metavar="CONFIG")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes, as key.sub=value.", metavar="[KEY=VALUE]...")
+    ] = None,
+    share: Annotated[float, typer.Option(help="Length of the joint run that is measured.", min=0.01, max=1)] = 0.4,
+    verify: Annotated[int, typer.Option(help="Train so many of the best partitions, and compare.", min=0)] = 0,
+    tolerance: Annotated[
+        float, typer.Option(help="Fewer groups are advised where the loss is within this share of the best.", min=0)
+    ] = 0.01,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")] = False,
+) -> None:
+    """Predict which tasks to train together from one short joint run; output_dir keeps what was measured."""
+    from manyskills.config.file import load_config
+    from manyskills.studies.grouping import grouping as study
+    from manyskills.training.reporting import announcer
+
+    wanted = load_config(config, overrides or [])
+    found = study(wanted, announcer(quiet=quiet), share=share, verify=verify, tolerance=tolerance)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    from rich.console import Console
+
+    from manyskills.studies.grouping_report import print_grouping
+
+    print_grouping(found, Console())
+    if not quiet:
+        typer.echo(f"all figures are in {Path(wanted.output_dir) / 'grouping.json'}", err=True)
+
+
 def _write_transfer(report: Transfer, folder: Path) -> None:
     from manyskills.files import write_atomically
     from manyskills.studies.transfer_plot import plot_transfer

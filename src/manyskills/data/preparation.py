@@ -62,8 +62,8 @@ def task_source(config: TrainConfig, name: str) -> str:
 def read_tasks(config: TrainConfig, splits: Sequence[SplitName], *, limited: bool = True) -> SplitTable:
     """Read and check these splits of every task of a run.
 
-    A limit draws training and validation rows by the run's seed, and the same test rows for all seeds: runs are compared
-    row by row.
+    A limit draws training and validation rows by the run's seed, and the same test rows for all seeds: runs are
+    compared row by row.
 
     Raises:
         UserError: Something is wrong with the data; the message has the place.

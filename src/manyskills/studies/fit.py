@@ -9,15 +9,14 @@ from typing import Any
 
 from manyskills.config import TrainConfig
 from manyskills.files import write_atomically
-from manyskills.model.activations import training_encoder
-from manyskills.training.loop import Announce, Trainer, Watcher
+from manyskills.training.loop import Announce, Watcher
 from manyskills.training.processes import Processes
 from manyskills.training.progress import Progress
 from manyskills.training.reporting import progress_bar
-from manyskills.training.run import load_inputs
+from manyskills.training.run import begin, build_trainer, load_inputs
 from manyskills.training.run_folder import RunFolder, data_digests
+from manyskills.training.teachers import teach
 from manyskills.training.tracking import NoTracker
-from manyskills.training.vectors import BackboneVectors
 
 FIT_FILE = "fit.json"
 
@@ -56,33 +55,25 @@ def fit(config: TrainConfig, announce: Announce, watcher: Watcher | None = None)
     Raises:
         UserError: Something is wrong with configuration, data or backbone, or the folder holds another training.
     """
+    config = config.model_copy(update={"baselines": []})
     folder = RunFolder(config.output_dir)
     done = folder.path / FIT_FILE
     folder.check(config, resume=folder.path.exists(), overwrite=False)
     if done.is_file():
         return Fit(**json.loads(done.read_text(encoding="utf-8")))
-    trainer = build_trainer(config, announce, watcher)
-    folder.open(config, data_digests(trainer.prepared.rows), resume=folder.path.exists(), overwrite=False)
+    processes = Processes.current()
+    model, prepared = load_inputs(config, processes.device, ("train", "valid"))
+    taught = teach(config, prepared, processes, announce)
+    folder.open(config, data_digests(prepared.rows), resume=folder.path.exists(), overwrite=False)
+    base = begin(config, model, prepared, folder, processes, announce)
+    trainer = build_trainer(
+        config, model, taught, folder, processes, base, announce, tracker=NoTracker(), watcher=watcher
+    )
     with progress_bar(trainer.schedule.total, folder.path.name) as bar:
         progress = trainer.run(bar)
     found = _read(progress, folder.read_metrics())
     write_atomically(done, json.dumps(asdict(found), indent=2) + "\n")
     return found
-
-
-def build_trainer(config: TrainConfig, announce: Announce, watcher: Watcher | None = None) -> Trainer:
-    """The training loop of a configuration over training and validation rows; nothing is written yet."""
-    processes = Processes.current()
-    model, prepared = load_inputs(config, processes.device, ("train", "valid"))
-    encoder = training_encoder(config, model, prepared.store, announce)
-    source = BackboneVectors(
-        model, prepared.store, config.token_budget, cached=config.step_memory == "cached", processes=processes,
-        encoder=encoder,
-    )  # fmt: skip
-    folder = RunFolder(config.output_dir)
-    return Trainer(
-        config, model, prepared, source, folder, processes, NoTracker(), announce, encoder=encoder, watcher=watcher
-    )
 
 
 def _read(progress: Progress, records: list[Mapping[str, Any]]) -> Fit:

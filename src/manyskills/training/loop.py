@@ -40,6 +40,7 @@ from manyskills.training.step import (
     StepResult,
     accumulate_gradients,
     balanced_losses,
+    measure_gradients,
     repeat_losses,
     task_losses,
 )
@@ -60,17 +61,19 @@ class Moment:
 
     Attributes:
         step: Counted from 0.
-        losses: Each task's loss in it, 1 at chance level.
+        losses: Each task's loss in it, as it is balanced.
         gradients: Each task's, on the shared module.
-        optimizer: Its moments are those of the steps before.
-        again: The losses of the same examples, with the same dropout, under the weights of the time of the call.
+        rate: The learning rate of the shared module in it.
+        fresh_gradients: Gives the tasks' gradients for the next step's examples, which the weights have not seen.
+        fresh_losses: Gives their losses. Both are those under the weights of the time of the call.
     """
 
     step: int
     losses: dict[str, float]
     gradients: TaskGradients
-    optimizer: Optimizer
-    again: Callable[[], dict[str, float]]
+    rate: float
+    fresh_gradients: Callable[[], TaskGradients]
+    fresh_losses: Callable[[], dict[str, float]]
 
 
 Watcher = Callable[[Moment], None]
@@ -146,7 +149,7 @@ class Trainer:
         step, started = self.progress.step, time.perf_counter()
         drawn = self.sampler.at(step, self.progress.phases)
         batch = annealed(drawn, self.config.distillation, step / self.schedule.total)
-        seed = int(np.random.SeedSequence((self.config.seed, step)).generate_state(1)[0])
+        seed = self._seed(step)
         with clear_failures(f"step {step + 1}"):
             if self.rule.needs.validation_every and step % self.rule.needs.validation_every == 0:
                 self.rule.validated(self._some_validation_losses(step // self.rule.needs.validation_every))
@@ -155,20 +158,34 @@ class Trainer:
             result = accumulate_gradients(
                 self.model, self.source, batch, self.rule, seed, measure=measure, processes=self.processes
             )
-
-            def again() -> dict[str, float]:
-                losses = repeat_losses(self.model, self.source, batch, self.rule, seed, apart=measure)
-                return balanced_losses(self.rule, losses, self.processes)
-
             if result.gradients is not None and self.watcher is not None:
-                self.watcher(Moment(step, result.scaled_losses, result.gradients, self.optimizer, again))
+                self.watcher(self._moment(step, result, result.gradients))
             rate = self.optimizer.update(step)
             if self.rule.needs.repeat_every and step % self.rule.needs.repeat_every == 0:
-                self.rule.repeated(again())
+                again = repeat_losses(self.model, self.source, batch, self.rule, seed, apart=measure)
+                self.rule.repeated(balanced_losses(self.rule, again, self.processes))
         self.progress.step += 1
         self.progress.tokens += int(self.prepared.store.lengths_N[result.unique_N].sum())
         self.progress.seconds += time.perf_counter() - started
         self._log(result, rate, bar)
+
+    def _moment(self, step: int, result: StepResult, gradients: TaskGradients) -> Moment:
+        following = self.sampler.at(step + 1, self.progress.phases)
+        seed = self._seed(step + 1)
+
+        def fresh_gradients() -> TaskGradients:
+            return measure_gradients(self.model, self.source, following, self.rule, seed)
+
+        def fresh_losses() -> dict[str, float]:
+            losses = repeat_losses(self.model, self.source, following, self.rule, seed, apart=True)
+            return balanced_losses(self.rule, losses, self.processes)
+
+        losses = result.losses if self.rule.raw_losses else result.scaled_losses
+        return Moment(step, losses, gradients, self.optimizer.rate(step), fresh_gradients, fresh_losses)
+
+    def _seed(self, step: int) -> int:
+        """Of a step's random numbers."""
+        return int(np.random.SeedSequence((self.config.seed, step)).generate_state(1)[0])
 
     def _measures(self, done: int) -> bool:
         """Whether each task's gradient is measured in this step (counted from 1); the first always is."""

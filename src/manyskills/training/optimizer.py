@@ -75,7 +75,11 @@ class Optimizer:
             group["lr"] = group["base_lr"] * factor
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
-        return self.config.learning_rate * factor
+        return self.rate(step)
+
+    def rate(self, step: int) -> float:
+        """The shared module's learning rate at a step, counted from 0."""
+        return self.config.learning_rate * learning_rate_factor(step, self.total_steps, self.config)
 
     def save(self, path: Path) -> None:
         """Write all that is kept of every parameter that has been updated: moments, their scales, the step count."""

@@ -31,7 +31,7 @@ from manyskills.saved import HEADS_FILE
 from manyskills.tasks import SPLITS, SplitName
 from manyskills.training import baselines
 from manyskills.training.card import write_card
-from manyskills.training.loop import Announce, Trainer
+from manyskills.training.loop import Announce, Trainer, Watcher
 from manyskills.training.optimizer import require_optimizer
 from manyskills.training.predictions import write_predictions
 from manyskills.training.processes import Processes
@@ -41,7 +41,7 @@ from manyskills.training.results import build_results, count_parameters, write_p
 from manyskills.training.run_folder import RunFolder, data_digests
 from manyskills.training.systems import SplitScores, baseline_scores, module_scores, task_best_scores
 from manyskills.training.teachers import find_teachers, teach
-from manyskills.training.tracking import build_tracker, require_trackers
+from manyskills.training.tracking import Tracker, build_tracker, require_trackers
 from manyskills.training.vectors import BackboneVectors, PrecomputedVectors
 
 VECTORS_FILE = "vectors.safetensors"
@@ -92,14 +92,7 @@ def train(
         announce(f"{name}: {truncation.sentence()}")
     taught = teach(config, prepared, processes, announce)
     _open(folder, config, prepared, processes, resume=resume, overwrite=overwrite)
-    seen = baselines.rows_of_the_run(config, prepared) if _trains_frozen_heads(config) else prepared
-    base = _base_vectors(config, model, seen, folder, processes, announce)
-    if base is not None and _trains_frozen_heads(config):
-        heads = baselines.train_frozen(
-            config, seen, positive_rates(prepared.examples["train"]), base, processes, announce
-        )
-        if config.heads_first:
-            model.heads.load_state_dict(load_file(heads / HEADS_FILE))
+    base = begin(config, model, prepared, folder, processes, announce)
     progress = _train(config, model, taught, folder, processes, base, announce)
     parameters = count_parameters(model)
     del model
@@ -145,6 +138,26 @@ def load_inputs(
     return model, prepared
 
 
+def begin(
+    config: TrainConfig,
+    model: MultiTaskModel,
+    prepared: Prepared,
+    folder: RunFolder,
+    processes: Processes,
+    announce: Announce,
+) -> PrecomputedVectors | None:
+    """What comes before the first step: vectors of the backbone as published, where they are needed, and the heads on
+    them, which the model gets if `heads_first` says so."""
+    seen = baselines.rows_of_the_run(config, prepared) if _trains_frozen_heads(config) else prepared
+    base = _base_vectors(config, model, seen, folder, processes, announce)
+    if base is not None and _trains_frozen_heads(config):
+        rates = positive_rates(prepared.examples["train"])
+        heads = baselines.train_frozen(config, seen, rates, base, processes, announce)
+        if config.heads_first:
+            model.heads.load_state_dict(load_file(heads / HEADS_FILE))
+    return base
+
+
 def _trains_frozen_heads(config: TrainConfig) -> bool:
     return config.method.name != "frozen" and (config.heads_first or "frozen" in config.baselines)
 
@@ -188,21 +201,38 @@ def _train(
     announce: Announce,
 ) -> Progress:
     tracker = build_tracker(config, folder.path / "trackers")
-    cached = config.step_memory == "cached"
-    source, encoder = base, None
-    if model.trains_backbone or source is None:
-        encoder = training_encoder(config, model, prepared.store, announce)
-        source = BackboneVectors(
-            model, prepared.store, config.token_budget, cached=cached, processes=processes, encoder=encoder
-        )
-    start = base if METHODS[config.method.name].equal_at_start else None
-    trainer = Trainer(
-        config, model, prepared, source, folder, processes, tracker, announce, start=start, encoder=encoder
-    )
+    trainer = build_trainer(config, model, prepared, folder, processes, base, announce, tracker=tracker)
     with progress_bar(trainer.schedule.total, "training", hidden=not processes.is_main) as bar:
         progress = trainer.run(bar)
     tracker.close()
     return progress
+
+
+def build_trainer(
+    config: TrainConfig,
+    model: MultiTaskModel,
+    prepared: Prepared,
+    folder: RunFolder,
+    processes: Processes,
+    base: PrecomputedVectors | None,
+    announce: Announce,
+    *,
+    tracker: Tracker,
+    watcher: Watcher | None = None,
+) -> Trainer:
+    """The loop of a run, with the vectors it needs."""
+    source, encoder = base, None
+    if model.trains_backbone or source is None:
+        encoder = training_encoder(config, model, prepared.store, announce)
+        source = BackboneVectors(
+            model, prepared.store, config.token_budget, cached=config.step_memory == "cached", processes=processes,
+            encoder=encoder,
+        )  # fmt: skip
+    start = base if METHODS[config.method.name].equal_at_start else None
+    return Trainer(
+        config, model, prepared, source, folder, processes, tracker, announce, start=start, encoder=encoder,
+        watcher=watcher,
+    )  # fmt: skip
 
 
 def _finish(

@@ -118,6 +118,26 @@ def repeat_losses(
         return task_losses(model, texts, vectors_ND)
 
 
+def measure_gradients(
+    model: MultiTaskModel, source: VectorSource, batch: Mapping[str, Examples], rule: Rule, seed: int
+) -> TaskGradients:
+    """Each task's gradient on the shared module for some examples; no parameter's gradient is touched.
+
+    Args:
+        model: In training mode; it has a shared module.
+        source: Gives the vectors and takes their gradient.
+        batch: Examples by task.
+        rule: As in the step: it says which losses are balanced.
+        seed: Of the random numbers.
+    """
+    texts = gather(batch)
+    vectors_ND = source.forward(texts.unique_N, seed, texts.users_N()).requires_grad_(True)
+    with seeded(model.device, seed, HEADS):
+        losses = task_losses(model, texts, vectors_ND)
+    by_task = {name: torch.autograd.grad(rule.seen(loss), vectors_ND)[0] for name, loss in losses.items()}
+    return source.backward_by_task(by_task)
+
+
 def task_losses(model: MultiTaskModel, texts: TextSet, vectors_ND: torch.Tensor) -> dict[str, TaskLoss]:
     """Every task's loss on its view of the vectors."""
     return {name: _task_loss(model, name, view, vectors_ND) for name, view in texts.views.items()}
