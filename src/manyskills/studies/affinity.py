@@ -8,8 +8,9 @@ after, which the weights have not seen yet (f). A task's own step is what AdamW 
 
     A_kj = rate <f_j, g_k / sqrt(s_k)> / L_j.
 
-Because f and g rest on different examples, noise does not pass for progress, not even where k is j. Gradients are kept
-as projections that keep inner products, so that a run of any size leaves a small file.
+Because f and g rest on different examples, noise does not pass for progress, not even where k is j. A_kj is the mean
+over the ways to choose the two gradients so that they do: f and g may change places, and two tasks' examples differ
+anyway. Gradients are kept as projections that keep inner products, so that a run of any size leaves a small file.
 """
 
 from __future__ import annotations
@@ -82,8 +83,9 @@ class AffinityRecorder:
         assert self._squares_KP is not None
         self._seen += 1
         self._squares_KP += values_KP.square()
-        own_KP = values_KP / (self._squares_KP / self._seen).sqrt_().add_(1e-8)
-        fresh = moment.fresh_gradients()
+        scale_KP = (self._squares_KP / self._seen).sqrt_().add_(1e-8)
+        own_KP = values_KP / scale_KP
+        fresh_KP = moment.fresh_gradients().values_KP
         record: dict[str, Any] = {
             "step": moment.step + 1,
             "tasks": list(moment.gradients.tasks),
@@ -93,8 +95,8 @@ class AffinityRecorder:
         }
         if self.lookahead_every and self._seen % self.lookahead_every == 0:
             record["lookahead"] = _try_out(moment, own_KP)
-        sketches = {"gradients": values_KP, "own_steps": own_KP, "fresh": fresh.values_KP}
-        arrays = {name: self._sketch(rows_KP).numpy() for name, rows_KP in sketches.items()}
+        rows = {"own": values_KP, "own_steps": own_KP, "fresh": fresh_KP, "fresh_steps": fresh_KP / scale_KP}
+        arrays = {name: self._sketch(rows_KP).numpy() for name, rows_KP in rows.items()}
         self._write(record, arrays)
 
     def _write(self, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
@@ -158,8 +160,8 @@ def read_affinity(folder: Path) -> Affinity:
         if record["step"] == 1 or not all(record["energies"]):
             continue  # a head that starts at zero sends nothing back at first
         losses_K = np.array([record["losses"][task] for task in record["tasks"]])
-        transfers.append(record["rate"] * arrays["own_steps"] @ arrays["fresh"].T / losses_K)
-        units_KD = arrays["gradients"] / np.linalg.norm(arrays["gradients"], axis=1, keepdims=True)
+        transfers.append(record["rate"] * _progress(arrays) / losses_K)
+        units_KD = arrays["own"] / np.linalg.norm(arrays["own"], axis=1, keepdims=True)
         cosines.append(units_KD @ units_KD.T)
         records.append(record)
     if not records:
@@ -173,6 +175,13 @@ def read_affinity(folder: Path) -> Affinity:
         lookahead_KK=np.mean(tried, axis=0) if tried else None,
         energies_K=np.mean([record["energies"] for record in records], axis=0),
     )
+
+
+def _progress(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """<gradient of task j, own step of task k>, row k, column j, over pairs that rest on different examples."""
+    crossed_KK = (arrays["own_steps"] @ arrays["fresh"].T + arrays["fresh_steps"] @ arrays["own"].T) / 2
+    same_KK = (arrays["own_steps"] @ arrays["own"].T + arrays["fresh_steps"] @ arrays["fresh"].T) / 2
+    return np.where(np.eye(len(crossed_KK), dtype=bool), crossed_KK, (crossed_KK + same_KK) / 2)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -25,23 +25,23 @@ from manyskills.evaluation.bootstrap import Floats
 from manyskills.studies.affinity import Affinity
 from manyskills.studies.partitions import Subset, members, subsets
 
+OUTLYING = 2.0
+
 FASTEST = 3.0
 """A ratio of speeds is kept within this: beyond it the measurement of the slower one is mostly noise."""
 
 
-def shrunk_mean(values_MKK: Floats) -> Floats:
-    """Means of the measured steps, each drawn to zero by its own noise: m^3 / (m^2 + v) with v the variance of the mean
-    (the positive-part idea of James and Stein 1961, in its smooth form)."""
-    mean_KK = values_MKK.mean(axis=0)
-    if len(values_MKK) < 2:
-        return mean_KK
-    variance_KK = values_MKK.var(axis=0, ddof=1) / len(values_MKK)
-    return mean_KK**3 / np.maximum(mean_KK**2 + variance_KK, 1e-30)
+def robust_mean(values_MKK: Floats) -> Floats:
+    """Means of the measured steps, each value drawn to within `OUTLYING` robust standard deviations of the median:
+    single steps, above all the first ones, are off by orders of magnitude (winsorising; Tukey 1962)."""
+    median_KK = np.median(values_MKK, axis=0)
+    reach_KK = OUTLYING * 1.4826 * np.median(np.abs(values_MKK - median_KK), axis=0)
+    return np.clip(values_MKK, median_KK - reach_KK, median_KK + reach_KK).mean(axis=0)
 
 
 def speeds(affinity: Affinity, subset: Subset) -> dict[int, float]:
     """p_j(S) for each task of a subset, by number."""
-    transfer_KK = shrunk_mean(affinity.transfer_MKK)
+    transfer_KK = robust_mean(affinity.transfer_MKK)
     chosen = members(subset)
     energies = affinity.energies_K[chosen]
     parts = np.sqrt(energies / energies.sum())
