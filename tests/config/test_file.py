@@ -77,6 +77,18 @@ def test_overrides_reach_into_short_forms_and_into_each_other(write):
     assert config.method == LoraConfig(r=5)
 
 
+def test_a_list_of_tasks_chooses_among_those_of_the_file(write):
+    path = write("tasks: {code_search: {limit: 300}, flaky_tests: {max_length: 64}, defect_detection: }\n")
+    config = load_config(path, ["tasks=[flaky_tests]", "tasks.flaky_tests.limit=9"])
+    assert list(config.tasks) == ["flaky_tests"]
+    assert config.tasks["flaky_tests"].max_length == 64
+    assert config.tasks["flaky_tests"].limit.train == 9
+    other = load_config(path, ["tasks=[clone_detection, code_search]"])
+    assert list(other.tasks) == ["clone_detection", "code_search"]
+    assert other.tasks["code_search"].limit.test == 300
+    assert "tasks.flaky: unknown task" in problems(path, "tasks=[flaky]")
+
+
 def test_another_choice_drops_what_the_file_said_of_the_former(write):
     path = write("tasks: [code_search]\nmethod: {name: lora, r: 8}\n")
     assert load_config(path, ["method.name=frozen"]).method == FrozenConfig()

@@ -204,7 +204,7 @@ def area_metric(multi, single):
         (name_twice, "names a row twice"),
         (other_test_rows, "the test rows of flaky_tests differ"),
         (other_training_rows, "the train rows of defect_detection differ"),
-        (limited_test_rows, "limit.test draws other rows for each seed"),
+        (limited_test_rows, "limit.test"),
         (other_settings, r"differ in learning_rate \(0.001 against 0.5\)"),
         (same_seed, "have the same tasks and the same seed, 0"),
         (stale_predictions, "results.json says 0.1230"),

@@ -54,7 +54,10 @@ class Draft:
         last = str(path[-1])
         if path[0] in NAMED_SECTIONS and len(path) == 2 and last == "name":
             self._drop_former_choice(str(path[0]), section, read.value)
+        former = section.get(last)
         section[last] = read.value
+        if path == ("tasks",) and isinstance(read.value, list) and isinstance(former, dict):
+            section[last] = {str(name): former.get(name, {}) for name in read.value}  # chosen among, not written anew
         for known in [key for key in self.origins if key[: len(path)] == path]:
             del self.origins[known]
         self.origins[path] = f"override {text!r}"

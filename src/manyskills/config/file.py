@@ -3,7 +3,8 @@
 Overrides (`key.sub=value`, the value read as YAML) are applied after short forms were written out, so that
 `method: lora` with `method.r=8`, or `tasks: [code_search]` with `tasks.code_search.limit=500`, mean what they say.
 An override that changes the `name` of a section (`method.name=frozen`) drops the keys which the file gave for
-the former choice and which the new one does not have; keys from other overrides stay: errors if they do not fit.
+the former choice and which the new one does not have; keys from other overrides stay: errors if they do not fit. A list
+of tasks (`tasks=[code_search]`) chooses among the file's, which keep what the file says about them.
 """
 
 from __future__ import annotations

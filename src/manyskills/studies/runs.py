@@ -215,9 +215,8 @@ def refuse_other_data(runs: Sequence[FinishedRun], task: str) -> None:
             by_seed = one.seed != other.seed and (_limited(one, split, task) or _limited(other, split, task))
             if one.digest(split, task) == other.digest(split, task) or (by_seed and split != "test"):
                 continue
-            hint = "compare runs on the same data"
-            if by_seed:
-                hint = f"tasks.{task}.limit.test draws other rows for each seed: leave it away to compare seeds"
+            same = "compare runs on the same data"
+            hint = f"give both the same tasks.{task}.limit.test" if split == "test" and by_seed else same
             raise UserError(f"the {split} rows of {task} differ between {one.path} and {other.path}", hint)
 
 
