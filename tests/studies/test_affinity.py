@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -13,7 +14,7 @@ from safetensors.numpy import save_file
 from manyskills.errors import UserError
 from manyskills.studies.affinity import Affinity, AffinityRecorder, Sketch, read_affinity
 from manyskills.studies.partitions import members, subsets
-from manyskills.studies.surrogate import predicted_losses, robust_mean, speeds
+from manyskills.studies.surrogate import effective_steps, predicted_losses, speeds
 from manyskills.training.loop import Moment
 from manyskills.training.task_gradients import TaskGradients
 
@@ -130,17 +131,30 @@ def test_speeds_are_transfers_in_the_parts_that_tasks_have_in_a_step():
     assert speeds(found, 0b11) == pytest.approx({0: 0.6 * 0.4 + 0.8 * -0.2, 1: 0.6 * 0.1 + 0.8 * 0.3})
 
 
-def test_predicted_losses_are_the_joint_runs_own_where_all_train_and_go_with_the_speed_elsewhere():
-    found = affinity([[0.4, 0.1], [0.0, 0.3]], [1.0, 1.0])
+def test_predicted_losses_are_the_joint_runs_own_where_all_train_and_move_with_the_speed_elsewhere():
+    found = replace(affinity([[0.4, 0.1], [0.0, 0.3]], [1.0, 1.0]), steps=(50,))
     start, end = {"a": 1.0, "b": 0.9}, {"a": 0.5, "b": 0.8}
     losses = predicted_losses(found, start, end)
     assert losses[0b11] == pytest.approx([0.5, 0.8])
-    assert losses[0b01] == pytest.approx([np.exp(np.log(0.5) * np.sqrt(2))])
-    assert losses[0b10][0] == pytest.approx(0.9 * np.exp(np.log(0.8 / 0.9) * 0.3 / (0.4 / np.sqrt(2))))
-    still = predicted_losses(affinity([[0.4, 0.0], [0.0, 0.0]], [1.0, 1.0]), start, end)
-    assert still[0b10] == pytest.approx([0.8])  # nothing is known about the second task
-    fast = predicted_losses(affinity([[9.0, 0.0], [-8.9, 0.3]], [1.0, 1.0]), start, end)
-    assert fast[0b01] == pytest.approx([0.5**3])
+    together = {0: 0.4 / np.sqrt(2), 1: 0.4 / np.sqrt(2)}
+    steps = {0: np.log(1.0 / 0.5) / together[0], 1: np.log(0.9 / 0.8) / together[1]}
+    assert losses[0b01] == pytest.approx([0.5 * np.exp(-steps[0] * (0.4 - together[0]))])
+    assert losses[0b10] == pytest.approx([0.8 * np.exp(-steps[1] * (0.3 - together[1]))])
+
+
+def test_steps_of_tasks_that_tell_nothing():
+    names = tuple("abc")
+    found = replace(affinity(np.diag([0.1, 0.2, -0.3]), [1.0, 1.0, 1.0], names), steps=(9,))
+    start, end = {"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 0.9, "b": 0.9, "c": 0.8}
+    steps = effective_steps(found, start, end)
+    part = 1 / np.sqrt(3)
+    assert steps[0] == pytest.approx(np.log(1 / 0.9) / (0.1 * part))
+    assert steps[1] == pytest.approx(np.log(1 / 0.9) / (0.2 * part))
+    assert steps[2] == pytest.approx((steps[0] + steps[1]) / 2)  # its speed is negative
+    short = replace(found, steps=(1,))
+    assert max(effective_steps(short, start, end).values()) == 1
+    worse = effective_steps(found, start, {"a": 1.1, "b": 1.1, "c": 1.1})
+    assert worse == {0: 0.0, 1: 0.0, 2: 0.0}
 
 
 def test_tasks_that_do_not_touch_are_predicted_to_be_best_alone():
@@ -155,8 +169,7 @@ def test_tasks_that_do_not_touch_are_predicted_to_be_best_alone():
 
 def test_single_odd_steps_hardly_count():
     generator = np.random.default_rng(3)
-    values = generator.normal(1.0, 0.1, size=(20, 2, 2))
+    values = generator.normal(1.0, 0.1, size=(21, 2, 2))
     values[4] = 1000.0
-    assert abs(robust_mean(values) - 1).max() < 0.1
-    few = np.array([[[1.0]], [[2.0]]])
-    assert robust_mean(few)[0, 0] == pytest.approx(1.5)
+    found = Affinity(TASKS, tuple(range(21)), np.eye(2), values, None, np.ones(2))
+    assert speeds(found, 0b01)[0] == pytest.approx(1, abs=0.1)

@@ -74,7 +74,7 @@ def grouping(
     verify: Annotated[int, typer.Option(help="Train so many of the best partitions, and compare.", min=0)] = 0,
     tolerance: Annotated[
         float, typer.Option(help="Fewer groups are advised where the loss is within this share of the best.", min=0)
-    ] = 0.01,
+    ] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")] = False,
 ) -> None:

@@ -42,11 +42,9 @@ MEASUREMENTS, LOOKAHEADS = 12, 3
 FORWARD = 0.5
 """What a forward pass costs, a training step of a frozen backbone being 1."""
 
-TOLERANCE = 0.01
-
 
 def grouping(
-    config: TrainConfig, announce: Announce, *, share: float = 0.4, verify: int = 0, tolerance: float = TOLERANCE
+    config: TrainConfig, announce: Announce, *, share: float = 0.4, verify: int = 0, tolerance: float = 0.0
 ) -> Grouping:
     """Measure task affinity in one joint run and say which tasks to train together.
 
@@ -81,7 +79,7 @@ def grouping(
         tasks=affinity.tasks,
         steps=affinity.steps,
         cosines=affinity.cosines_KK.tolist(),
-        transfer=affinity.transfer_MKK.mean(axis=0).tolist(),
+        transfer=np.median(affinity.transfer_MKK, axis=0).tolist(),
         lookahead=None if affinity.lookahead_KK is None else affinity.lookahead_KK.tolist(),
         predicted=tuple(Predicted(_names(affinity.tasks, subset), tuple(losses[subset])) for subset in losses),
         partitions=tuple(_groups(affinity.tasks, partition) for partition in best_by_groups(found)),

@@ -66,7 +66,7 @@ class Grouping:
         tasks: Names, in the order of the matrices.
         steps: At which the joint run was measured.
         cosines: Mean cosine of two tasks' gradients.
-        transfer: Row k, column j: the share of task j's loss that a step of task k takes away, to first order.
+        transfer: Row k, column j: the share of task j's loss that a step of task k takes away, to first order; median.
         lookahead: The same, tried out; None if it was not.
         predicted: Losses of every subset.
         partitions: The best one for every number of groups, one group first.

@@ -8,40 +8,27 @@ surrogate is linear in these parts. What a step of S does to the loss of task j 
 
     p_j(S) = sum_{k in S} r_k A_kj,
 
-with A the measured transfer (`manyskills.studies.affinity`), and the loss that task j ends with is
+with A the median of the measured transfers (`manyskills.studies.affinity`): single steps, above all the first ones, are
+off by orders of magnitude. The loss that task j ends with is that of the joint run, moved by the difference in speed
+over as many steps as make the joint run's own reduction out of its own speed:
 
-    log L_j(S) = log L_j(0) - (log L_j(0) - log L_j(all)) p_j(S) / p_j(all):
-
-the joint run's own reduction, in the ratio of the two speeds.
+    log L_j(S) = log L_j(all) - n_j (p_j(S) - p_j(all)),    n_j = (log L_j(0) - log L_j(all)) / p_j(all).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
-from manyskills.evaluation.bootstrap import Floats
 from manyskills.studies.affinity import Affinity
 from manyskills.studies.partitions import Subset, members, subsets
-
-OUTLYING = 2.0
-
-FASTEST = 3.0
-"""A ratio of speeds is kept within this: beyond it the measurement of the slower one is mostly noise."""
-
-
-def robust_mean(values_MKK: Floats) -> Floats:
-    """Means of the measured steps, each value drawn to within `OUTLYING` robust standard deviations of the median:
-    single steps, above all the first ones, are off by orders of magnitude (winsorising; Tukey 1962)."""
-    median_KK = np.median(values_MKK, axis=0)
-    reach_KK = OUTLYING * 1.4826 * np.median(np.abs(values_MKK - median_KK), axis=0)
-    return np.clip(values_MKK, median_KK - reach_KK, median_KK + reach_KK).mean(axis=0)
 
 
 def speeds(affinity: Affinity, subset: Subset) -> dict[int, float]:
     """p_j(S) for each task of a subset, by number."""
-    transfer_KK = robust_mean(affinity.transfer_MKK)
+    transfer_KK = np.median(affinity.transfer_MKK, axis=0)
     chosen = members(subset)
     energies = affinity.energies_K[chosen]
     parts = np.sqrt(energies / energies.sum())
@@ -59,17 +46,30 @@ def predicted_losses(
         end: Validation losses after the joint run.
 
     Returns:
-        By subset: the losses of its tasks, in their order. A task that the joint run does not seem to move has the same
-        loss everywhere.
+        By subset: the losses of its tasks, in their order.
+    """
+    names = affinity.tasks
+    everything = (1 << len(names)) - 1
+    together, steps = speeds(affinity, everything), effective_steps(affinity, start, end)
+    found: dict[Subset, list[float]] = {}
+    for subset in subsets(len(names)):
+        ahead = {j: steps[j] * (speed - together[j]) for j, speed in speeds(affinity, subset).items()}
+        found[subset] = [end[names[j]] * math.exp(-gain) for j, gain in ahead.items()]
+    return found
+
+
+def effective_steps(affinity: Affinity, start: Mapping[str, float], end: Mapping[str, float]) -> dict[int, float]:
+    """n_j of each task, by number: fewer than the joint run had, because losses do not fall along their first tangent.
+
+    A task whose speed or whose reduction was not positive tells nothing about this and has the median of the others.
     """
     names = affinity.tasks
     together = speeds(affinity, (1 << len(names)) - 1)
-    found: dict[Subset, list[float]] = {}
-    for subset in subsets(len(names)):
-        losses = []
-        for j, speed in speeds(affinity, subset).items():
-            ratio = float(np.clip(speed / together[j], -FASTEST, FASTEST)) if together[j] > 0 else 1.0
-            reduction = np.log(start[names[j]]) - np.log(end[names[j]])
-            losses.append(float(np.exp(np.log(start[names[j]]) - reduction * ratio)))
-        found[subset] = losses
-    return found
+    reductions = {j: math.log(start[name] / end[name]) for j, name in enumerate(names)}
+    known = {
+        j: min(reductions[j] / together[j], float(affinity.steps[-1]))
+        for j in together
+        if together[j] > 0 and reductions[j] > 0
+    }
+    usual = float(np.median(list(known.values()))) if known else 0.0
+    return {j: known.get(j, usual) for j in together}
