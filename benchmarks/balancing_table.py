@@ -3,8 +3,10 @@
     python benchmarks/balancing_table.py --data path/to/data --output runs/balancing [KEY=VALUE ...] [--only NAME ...]
 
 Trainings are those of examples/balancing.yaml: every task sees the same rows in the same order, alone or with others,
-under every rule. They are kept: an interrupted table goes on. Everything is measured on validation, because the default
-is chosen from this table; the test rows are not read. Settings of the rules are not tuned here.
+under every rule. They are kept, each with a plot of its weights and gradients: an interrupted table goes on. Everything
+is measured on validation, because the default is chosen from this table; the test rows are not read. Settings of the
+rules are not tuned here. Whoever trains alone chooses the best of three validations for one task, together for all of
+them at once, so gains are given after the last step as well.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,7 +23,10 @@ import torch
 
 from manyskills.config import TrainConfig
 from manyskills.config.file import load_config
-from manyskills.studies.fit import Fit, fit
+from manyskills.evaluation.conflict import conflict_summary
+from manyskills.evaluation.conflict_plots import plot_conflict
+from manyskills.studies.fit import fit
+from manyskills.training.run_folder import RunFolder
 
 RECIPE = Path(__file__).parent.parent / "examples" / "balancing.yaml"
 HEADS = {
@@ -36,8 +42,8 @@ RULES: dict[str, dict[str, Any]] = {
     "uncertainty": {},
     "dwa": {"window": 6},
     "rlw": {},
-    "famo": {},
-    "coba": {},
+    "famo": {"every": 4},
+    "coba": {"every": 4, "warmup": 3, "history": 6},
     "gls": {},
     "pcgrad": {},
     "cagrad": {},
@@ -46,10 +52,11 @@ RULES: dict[str, dict[str, Any]] = {
     "db_mtl": {},
     "gradnorm": {},
 }
-"""With settings where a run of 72 steps needs others than one of thousands: the averages of dwa and the weights of
-learned_softmax would hardly move."""
+"""With settings where a run of 72 steps needs others than one of thousands: at the defaults, the weights of dwa, famo,
+coba and learned_softmax would hardly move. `fixed` is there to show what a weight does."""
 REMEDIES: dict[str, dict[str, Any]] = {
     "mtl_lora": {"method": {"name": "mtl_lora", "r": 16, "lora_alpha": 32, "target": "all-linear", "layers": "last 2"}},
+    "rate_x2": {"learning_rate": 1.6e-3},
     "alternating": {"sampling": {"name": "alternating"}, "batch_size": 12, "max_steps": 288, "eval_steps": 144},
 }
 """Other recipes of several tasks, under uniform."""
@@ -68,17 +75,17 @@ def main() -> None:
     torch.set_num_threads(wanted.threads)
     base = load_config(RECIPE, [f"data_dir={wanted.data}", *wanted.changes])
     names = wanted.only or [*RULES, *REMEDIES]
-    found: dict[str, dict[int, Fit]] = {}
-    alone: dict[int, dict[str, Fit]] = {}
+    found: dict[str, dict[int, Trained]] = {}
+    alone: dict[int, dict[str, Trained]] = {}
     for seed in wanted.seeds:
         alone[seed] = {task: _fit(single(base, task), wanted.output / f"{task}-{seed}", seed) for task in base.tasks}
         for name in names:
-            fitted = _fit(together(base, name), wanted.output / f"{name}-{seed}", seed)
+            folder = wanted.output / f"{name}-{seed}"
+            fitted = _fit(together(base, name), folder, seed)
+            draw(folder)
             found.setdefault(name, {})[seed] = fitted
-            print(
-                json.dumps({"name": name, "seed": seed, "gain": gain(fitted, alone[seed]), **fitted.primary}),
-                flush=True,
-            )
+            line = {"name": name, "seed": seed, "gain": gains(fitted, alone[seed]).last, **fitted.last_primary}
+            print(json.dumps(line), flush=True)
     print("\n".join(table(found, alone)))
 
 
@@ -102,34 +109,65 @@ def _rest(base: TrainConfig) -> dict[str, Any]:
     return {key: value for key, value in base.model_dump().items() if key not in left}
 
 
-def _fit(values: Mapping[str, Any], folder: Path, seed: int) -> Fit:
-    return fit(TrainConfig.model_validate({**values, "output_dir": str(folder), "seed": seed}), lambda _: None)
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Primary metrics at the chosen checkpoint, and metrics and losses after the last step, by task."""
+
+    primary: dict[str, float]
+    last_primary: dict[str, float]
+    last_losses: dict[str, float]
 
 
-def gain(fitted: Fit, alone: Mapping[str, Fit]) -> float:
-    """Mean over tasks of (together - alone) / alone of the primary metric (Maninis et al. 2019, arXiv 1904.08918)."""
-    return mean(
-        (value - alone[task].primary[task]) / alone[task].primary[task] for task, value in fitted.primary.items()
+def _fit(values: Mapping[str, Any], folder: Path, seed: int) -> Trained:
+    config = TrainConfig.model_validate({**values, "output_dir": str(folder), "seed": seed})
+    primary = fit(config, lambda _: None).primary
+    last = [record for record in RunFolder(folder).read_metrics() if record["kind"] == "valid"][-1]
+    return Trained(primary, last["primary"], last["valid_loss"])
+
+
+def draw(folder: Path) -> None:
+    """The run's weights, gradient norms and cosines: plots/conflict.png."""
+    records = RunFolder(folder).read_metrics()
+    plot_conflict(records, conflict_summary(records, []), folder / "plots" / "conflict.png")
+
+
+@dataclass(frozen=True, slots=True)
+class Gains:
+    """Mean over tasks of (together - alone) / alone (Maninis et al. 2019, arXiv 1904.08918).
+
+    Of the primary metric at the chosen checkpoints and after the last step, and of the validation loss there, where
+    positive is less loss.
+    """
+
+    chosen: float
+    last: float
+    loss: float
+
+
+def gains(together: Trained, alone: Mapping[str, Trained]) -> Gains:
+    """What a task gains, on the mean, by being trained with the others."""
+    tasks = list(together.primary)
+    return Gains(
+        chosen=mean(together.primary[t] / alone[t].primary[t] - 1 for t in tasks),
+        last=mean(together.last_primary[t] / alone[t].last_primary[t] - 1 for t in tasks),
+        loss=mean(1 - together.last_losses[t] / alone[t].last_losses[t] for t in tasks),
     )
 
 
-def loss_gain(fitted: Fit, alone: Mapping[str, Fit]) -> float:
-    """The same of the validation loss, the other way round: positive is better."""
-    base = {task: one.losses[task] for task, one in alone.items()}
-    return mean((base[task] - value) / base[task] for task, value in fitted.losses.items())
-
-
-def table(found: Mapping[str, Mapping[int, Fit]], alone: Mapping[int, Mapping[str, Fit]]) -> list[str]:
+def table(found: Mapping[str, Mapping[int, Trained]], alone: Mapping[int, Mapping[str, Trained]]) -> list[str]:
     """Markdown: means over seeds, with their range."""
-    columns = [*HEADS.values(), "gain over single %", "gain in loss %"]
+    columns = [*HEADS.values(), "gain, chosen %", "gain, last step %", "gain in loss %"]
     lines = [f"| balancing | seeds | {' | '.join(columns)} |", "|---|---:|" + "---:|" * len(columns)]
-    singles = [_cell([alone[seed][task].primary[task] for seed in alone]) for task in HEADS]
-    lines.append(f"| each task alone | {len(alone)} | {' | '.join(singles)} | 0 | 0 |")
-    for name, by_seed in found.items():
-        metrics = [_cell([fitted.primary[task] for fitted in by_seed.values()]) for task in HEADS]
-        gains = [_cell([100 * measure(fitted, alone[seed]) for seed, fitted in by_seed.items()], 1)
-                 for measure in (gain, loss_gain)]  # fmt: skip
-        lines.append(f"| {name} | {len(by_seed)} | {' | '.join([*metrics, *gains])} |")
+    singles = [_cell([alone[seed][task].last_primary[task] for seed in alone]) for task in HEADS]
+    lines.append(f"| each task alone | {len(alone)} | {' | '.join(singles)} | | | |")
+    order = sorted(found, key=lambda name: -mean(gains(one, alone[s]).last for s, one in found[name].items()))
+    for name in order:
+        by_seed = found[name]
+        metrics = [_cell([one.last_primary[task] for one in by_seed.values()]) for task in HEADS]
+        of = [gains(one, alone[seed]) for seed, one in by_seed.items()]
+        percent = [_cell([100 * value for value in values], 1) for values in
+                   ([g.chosen for g in of], [g.last for g in of], [g.loss for g in of])]  # fmt: skip
+        lines.append(f"| {name} | {len(by_seed)} | {' | '.join([*metrics, *percent])} |")
     return lines
 
 

@@ -54,6 +54,20 @@ def test_what_is_not_a_number_is_passed_over():
     assert summary["cosines"] == {"a": {"b": 0.25}}
 
 
+def test_a_gradient_of_zero_has_no_direction_and_no_share_in_the_means():
+    """As in the first step, where heads that start at zero send nothing back."""
+    records = [
+        _record(1, {}, {"a": 0.0, "b": 2.0, "c": 4.0}, {"a": {"b": 0.0, "c": 0.0}, "b": {"c": -0.5}}),
+        _record(2, {}, {"a": 1.0, "b": 0.0, "c": 2.0}, {"b": {"a": 0.0, "c": 0.0}, "a": {"c": -0.25}}),
+        _record(3, {}, {"a": 3.0, "b": 4.0, "c": 0.0}, {"a": {"b": -0.75, "c": 0.0}, "b": {"c": 0.0}}),
+    ]
+    summary = conflict_summary(records, [])
+    assert summary["cosines"] == {"a": {"b": -0.75, "c": -0.25}, "b": {"c": -0.5}}
+    assert summary["negative"] == {"a": {"b": 1.0, "c": 1.0}, "b": {"c": 1.0}}
+    assert summary["norms"] == {"a": 2.0, "b": 3.0, "c": 3.0}
+    assert conflict_summary([_record(1, {}, {"a": 0.0, "b": 0.0}, {"a": {"b": 0.0}})], [])["cosines"] == {}
+
+
 @pytest.mark.parametrize("records", [[], [{"kind": "valid", "step": 0}], [{"kind": "train", "step": 1}]])
 def test_nothing_measured(records):
     summary = conflict_summary(records, [])

@@ -74,7 +74,7 @@ def test_the_interval_is_that_of_a_plain_loop_over_the_same_resamples(metric):
 
 
 def exhaustive_p(first, second, statistic):
-    """Share of all assignments of each row's two answers to the systems that differ at least as much."""
+    """Share of all assignments of each row's two answers to the systems that differ at least as much; run by run."""
     observed = abs(statistic(first) - statistic(second))
     hits = 0
     for swaps in itertools.product([False, True], repeat=first.shape[1]):
@@ -84,15 +84,38 @@ def exhaustive_p(first, second, statistic):
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1"])
-@pytest.mark.parametrize("runs", [1, 2])
+@pytest.mark.parametrize("runs", [(1, 1), (2, 2), (2, 1), (2, 3)])
 def test_permutations_against_exhaustive_enumeration(metric, runs):
-    labels, first = decisions(5, 10, runs, 0.9)
-    _, second = decisions(6, 10, runs, 0.4)
-    pooled = np.tile(labels, runs)
-    expected = exhaustive_p(first, second, lambda answers: PLAIN[metric](pooled, answers.ravel()))
+    """Of the reported difference, that of the means over runs; of unequally many, every run meets every other."""
+    labels, first = decisions(5, 10, runs[0], 0.9)
+    _, second = decisions(6, 10, runs[1], 0.4)
+    pairs = [(n, n) for n in range(runs[0])] if runs[0] == runs[1] else list(np.ndindex(*runs))
+    ones, others = first[[pair[0] for pair in pairs]], second[[pair[1] for pair in pairs]]
+    expected = exhaustive_p(ones, others, lambda system: np.mean([PLAIN[metric](labels, run) for run in system]))
     found = swap_test(parts_of(labels, first), parts_of(labels, second), metric, permutations=40_000, seed=1)
     assert 0.001 < expected < 0.9
     assert found == pytest.approx(expected, abs=4 * np.sqrt(expected / 40_000) + 1e-4)
+
+
+def test_the_test_is_about_the_difference_that_is_reported():
+    """One run finds all ten positives, the other calls every row positive. Their mean is above that of two middling
+    runs, F1 of their pooled counts far below, and p is that of the mean."""
+    labels = (np.arange(200) < 10).astype(int)
+    first, second = np.stack([labels, np.ones(200, int)]), np.stack([np.roll(labels, 6), np.roll(labels, -6)])
+    systems = parts_of(labels, first), parts_of(labels, second)
+    pooled = [metric_of_sums(system.sum(axis=(0, 1)), "f1") for system in systems]
+    assert pooled[0] - pooled[1] == pytest.approx(-0.226, abs=0.001)
+    replicates = paired_replicates(*systems, "f1", samples=20, seed=0)
+    found = compare(*systems, "f1", replicates, confidence=0.95, permutations=4_000, seed=0)
+    assert (found.first.value, found.second.value) == pytest.approx((0.548, 0.4), abs=0.001)
+    hits, rng = 0, np.random.default_rng(1)
+    for _ in range(4_000):
+        swaps = rng.random(200) < 0.5
+        ones, others = np.where(swaps, second, first), np.where(swaps, first, second)
+        gap = sum(plain_f1(labels, one) - plain_f1(labels, other) for one, other in zip(ones, others, strict=True)) / 2
+        hits += abs(gap) >= found.difference.value - 1e-12
+    assert found.p_value == pytest.approx(hits / 4_000, abs=0.03)
+    assert found.p_value > 0.05, "of the pooled counts it would be 0.001 or less"
 
 
 def test_permutations_of_ranks_are_sign_flips_of_the_mean_gap():

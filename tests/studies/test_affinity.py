@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
 
 from manyskills.errors import UserError
-from manyskills.studies.affinity import Affinity, AffinityRecorder, Sketch, read_affinity
+from manyskills.studies.affinity import Affinity, AffinityRecorder, read_affinity
 from manyskills.studies.partitions import members, subsets
 from manyskills.studies.surrogate import effective_steps, predicted_losses, speeds
 from manyskills.training.loop import Moment
@@ -21,68 +19,94 @@ from manyskills.training.task_gradients import TaskGradients
 TASKS = ("a", "b")
 
 
-def test_projections_keep_inner_products():
-    generator = torch.Generator().manual_seed(0)
-    values_KP = torch.randn(3, 50_000, generator=generator)
-    values_KP[1] = values_KP[0] * 0.5 + values_KP[1] * 0.5
-    kept = Sketch(50_000)(values_KP)
-    assert kept.shape == (3, 4096)
-    exact_KK, found_KK = values_KP @ values_KP.T, kept @ kept.T
-    assert torch.allclose(found_KK, exact_KK, atol=0.06 * exact_KK.diagonal().max().item())
-    assert torch.equal(kept, Sketch(50_000)(values_KP))
-    small_KP = values_KP[:, :100]
-    assert torch.equal(Sketch(100)(small_KP), small_KP)
+class Gradients:
+    """Stands in a training: what a step measured, in numbers."""
 
+    def __init__(self, own, fresh, tasks=TASKS, fresh_tasks=TASKS):
+        parameter = torch.nn.Parameter(torch.zeros(own.shape[1]))
+        self.own, self.fresh = TaskGradients(tasks, [parameter]), TaskGradients(fresh_tasks, [parameter])
+        self.own.values_KP[:] = torch.from_numpy(own)
+        self.fresh.values_KP[:] = torch.from_numpy(fresh)
 
-def write(folder, step, *, own, fresh, scale, rate=0.1, losses=(1.0, 2.0), **more):
-    folder.mkdir(exist_ok=True)
-    arrays = {"own": own, "own_steps": own / scale, "fresh": fresh, "fresh_steps": fresh / scale}
-    record = {
-        "step": step, "tasks": TASKS, "losses": dict(zip(TASKS, losses, strict=True)), "rate": rate,
-        "energies": (own**2).sum(1).tolist(), **more,
-    }  # fmt: skip
-    save_file({name: values.astype(np.float32) for name, values in arrays.items()},
-              folder / f"{step:08d}.safetensors", metadata={"record": json.dumps(record)})  # fmt: skip
+    def moment(self, step, losses=(1.0, 2.0), factors=(0.5, 0.25)):
+        tasks = self.own.tasks
+        return Moment(
+            step=step, losses=dict(zip(tasks, losses, strict=False)), factors=dict(zip(tasks, factors, strict=False)),
+            gradients=self.own, rate=0.1, fresh_gradients=lambda: self.fresh, fresh_losses=dict,
+        )  # fmt: skip
 
 
 def test_transfer_is_the_progress_on_examples_that_the_step_has_not_seen(tmp_path):
     generator = np.random.default_rng(0)
-    own, fresh, scale = generator.normal(size=(3, 2, 7))
-    scale = abs(scale) + 1
-    write(tmp_path / "a", 1, own=own * 100, fresh=fresh, scale=scale)  # the first step counts for nothing
-    write(tmp_path / "a", 5, own=own, fresh=fresh, scale=scale, lookahead=[[0.5, 0.1], [0.2, 0.3]])
-    found = read_affinity(tmp_path / "a")
-    assert found.steps == (5,)
-    expected = np.zeros((2, 2))
+    recorder = AffinityRecorder(tmp_path / "a.jsonl", TASKS, lookahead_every=0)
+    squares = []
+    for step in (0, 4, 9):
+        own, fresh = generator.normal(size=(2, 2, 7))
+        recorder(Gradients(own, fresh).moment(step))
+        squares.append(own**2)
+    found = read_affinity(tmp_path / "a.jsonl")
+    assert found.steps == (1, 5, 10)
+    scale, expected = np.sqrt(np.mean(squares, axis=0)), np.zeros((2, 2))
     for k, j in product(range(2), range(2)):
         ways = [fresh[j] @ (own[k] / scale[k]), own[j] @ (fresh[k] / scale[k])]
         if k != j:
             ways += [own[j] @ (own[k] / scale[k]), fresh[j] @ (fresh[k] / scale[k])]
         expected[k, j] = 0.1 * np.mean(ways) / (1.0, 2.0)[j]
-    np.testing.assert_allclose(found.transfer_MKK[0], expected, rtol=1e-5)
-    cosine = own[0] @ own[1] / np.linalg.norm(own[0]) / np.linalg.norm(own[1])
-    np.testing.assert_allclose(found.cosines_KK, [[1, cosine], [cosine, 1]], rtol=1e-5)
-    np.testing.assert_allclose(found.energies_K, (own**2).sum(1), rtol=1e-6)
-    np.testing.assert_allclose(found.lookahead_KK, [[0.5, 0.1], [0.2, 0.3]])
+    np.testing.assert_allclose(found.transfer_MKK[2], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.energies_MK[2], (own**2).sum(1) * np.array([0.25, 0.0625]), rtol=1e-5)
+    assert found.cosines_KK[0, 0] == pytest.approx(1)
+    assert found.cosines_KK[0, 1] == found.cosines_KK[1, 0]
+    assert not len(found.lookahead_MKK)
 
 
 def test_noise_does_not_pass_for_progress(tmp_path):
     """Gradients without any signal: a step lowers its own examples' loss, and nobody else's."""
     generator = np.random.default_rng(1)
-    for step in range(2, 202):
+    recorder = AffinityRecorder(tmp_path / "a.jsonl", TASKS, lookahead_every=0)
+    for step in range(200):
         own, fresh = generator.normal(size=(2, 2, 50))
-        write(tmp_path / "a", step, own=own, fresh=fresh, scale=np.ones((2, 50)), losses=(1.0, 1.0))
-    found = read_affinity(tmp_path / "a")
-    means = found.transfer_MKK.mean(axis=0)
-    assert abs(means).max() < 0.2  # on its own examples it would be 0.1 * 50
+        recorder(Gradients(own, fresh).moment(step, losses=(1.0, 1.0)))
+    found = read_affinity(tmp_path / "a.jsonl")
+    assert abs(found.transfer_MKK.mean(axis=0)).max() < 0.3  # on its own examples it would be 0.1 * 50
 
 
-def test_folders_that_hold_nothing_or_something_else(tmp_path):
-    with pytest.raises(UserError, match="holds no measured step"):
-        read_affinity(tmp_path)
-    (tmp_path / "00000002.safetensors").write_bytes(b"nonsense")
+def test_steps_that_lack_a_task_are_passed_over(tmp_path):
+    generator = np.random.default_rng(2)
+    recorder = AffinityRecorder(tmp_path / "a.jsonl", TASKS, lookahead_every=0)
+    own, fresh = generator.normal(size=(2, 2, 5))
+    recorder(Gradients(own, fresh).moment(0))
+    recorder(Gradients(own[:1], fresh, tasks=("a",)).moment(1))
+    recorder(Gradients(own, fresh, tasks=("b", "a")).moment(2))
+    recorder(Gradients(own, fresh[:1], fresh_tasks=("b",)).moment(3))
+    recorder(Gradients(own * [[1.0], [0.0]], fresh).moment(4))
+    recorder(Gradients(own, fresh).moment(5))
+    assert read_affinity(tmp_path / "a.jsonl").steps == (1, 6)
+
+
+def test_a_run_that_starts_anew_forgets_the_former(tmp_path):
+    own, fresh = np.random.default_rng(3).normal(size=(2, 2, 5))
+    for steps in ((0, 3, 6), (0, 2)):
+        recorder = AffinityRecorder(tmp_path / "a.jsonl", TASKS, lookahead_every=0)
+        for step in steps:
+            recorder(Gradients(own, fresh).moment(step))
+    assert read_affinity(tmp_path / "a.jsonl").steps == (1, 3)
+
+
+def test_files_that_hold_nothing_or_something_else(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
-        read_affinity(tmp_path)
+        read_affinity(tmp_path / "none")
+    (tmp_path / "empty").touch()
+    with pytest.raises(UserError, match="holds no measured step"):
+        read_affinity(tmp_path / "empty")
+    (tmp_path / "other").write_text("nonsense\n")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_affinity(tmp_path / "other")
+
+
+def test_modules_whose_gradients_would_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("manyskills.studies.affinity.MEASURED", 9)
+    with pytest.raises(UserError, match="10 numbers"):
+        AffinityRecorder(tmp_path / "a", TASKS, 0)(Gradients(np.ones((2, 5)), np.ones((2, 5))).moment(0))
 
 
 class Quadratic:
@@ -102,27 +126,29 @@ class Quadratic:
         return found
 
     def moment(self, step, rate):
-        return Moment(step, self.losses(), self.gradients(), rate, self.gradients, self.losses)
+        factors = dict.fromkeys(TASKS, 0.5)
+        return Moment(step, self.losses(), factors, self.gradients(), rate, self.gradients, self.losses)
 
 
 def test_trying_out_a_small_step_agrees_with_its_first_order_and_leaves_the_weights(tmp_path):
-    problem, recorder = Quadratic(), AffinityRecorder(tmp_path, lookahead_every=2)
+    problem, recorder = Quadratic(), AffinityRecorder(tmp_path / "a.jsonl", TASKS, lookahead_every=2)
     before = problem.x.detach().clone()
-    for step in (3, 7):
+    for step in (0, 7):
         recorder(problem.moment(step, 1e-4))
     assert torch.equal(problem.x.detach(), before)
-    found = read_affinity(tmp_path)
-    assert found.steps == (4, 8)
-    assert found.lookahead_KK is not None  # of the second step
+    found = read_affinity(tmp_path / "a.jsonl")
+    assert found.steps == (1, 8)
+    assert len(found.lookahead_MKK) == 1
     gradients = 2 * (before - problem.centres)
     for k, j in product(range(2), range(2)):
         expected = 1e-4 * float(gradients[j] @ gradients[k].sign()) / problem.losses()[TASKS[j]]
         assert found.transfer_MKK[1][k, j] == pytest.approx(expected, rel=1e-3, abs=1e-9)
-        assert found.lookahead_KK[k, j] == pytest.approx(expected, rel=1e-2, abs=1e-6)
+        assert found.lookahead_MKK[0][k, j] == pytest.approx(expected, rel=1e-2, abs=1e-6)
 
 
 def affinity(transfer, energies, tasks=TASKS):
-    return Affinity(tasks, (1,), np.eye(len(tasks)), np.array([transfer]), None, np.array(energies))
+    none = np.empty((0, len(tasks), len(tasks)))
+    return Affinity(tasks, (1,), np.eye(len(tasks)), np.array([transfer]), none, np.array([energies]))
 
 
 def test_speeds_are_transfers_in_the_parts_that_tasks_have_in_a_step():
@@ -157,6 +183,12 @@ def test_steps_of_tasks_that_tell_nothing():
     assert worse == {0: 0.0, 1: 0.0, 2: 0.0}
 
 
+def test_a_speed_near_zero_does_not_decide_alone():
+    found = replace(affinity([[0.05, 0.0], [-0.0499, 0.05]], [1.0, 1.0]), steps=(400,))
+    losses = predicted_losses(found, {"a": 1.0, "b": 1.0}, {"a": 0.9, "b": 0.8})
+    assert losses[0b01] == pytest.approx([0.9 * 0.9**2])
+
+
 def test_tasks_that_do_not_touch_are_predicted_to_be_best_alone():
     generator = np.random.default_rng(2)
     names = tuple("abcd")
@@ -171,5 +203,5 @@ def test_single_odd_steps_hardly_count():
     generator = np.random.default_rng(3)
     values = generator.normal(1.0, 0.1, size=(21, 2, 2))
     values[4] = 1000.0
-    found = Affinity(TASKS, tuple(range(21)), np.eye(2), values, None, np.ones(2))
+    found = Affinity(TASKS, tuple(range(21)), np.eye(2), values, np.empty((0, 2, 2)), np.ones((21, 2)))
     assert speeds(found, 0b01)[0] == pytest.approx(1, abs=0.1)

@@ -88,6 +88,14 @@ def test_what_was_not_written_is_none(tmp_path):
     assert TrainingFacts.from_dict(found.to_dict()) == found
 
 
+def test_nothing_lost_is_not_a_negative_zero(tmp_path):
+    results = {"training": TRAINING["training"] | {"best_step": 10}}
+    multi = write_run(tmp_path / "multi", ANSWERS, records=RECORDS, results=results)
+    single = [write_run(tmp_path / task, {task: ANSWERS[task]}) for task in TASKS]
+    flaky, _ = transfer([multi], single).tasks
+    assert "the shared checkpoint is step 10 (+0.000 on validation)" in task_sentences(flaky)
+
+
 def test_the_sentence(tmp_path):
     results = {"training": TRAINING["training"] | {"best_step": 30}}
     multi = [

@@ -64,6 +64,7 @@ def test_values_verdicts_and_gain(folders):
     assert flaky.comparison.difference.value == pytest.approx(np.mean(together) - f1(wrong_on(50)))
     assert flaky.range_over_runs == pytest.approx((min(together) - f1(wrong_on(50)), max(together) - f1(wrong_on(50))))
     assert [task.verdict for task in report.tasks] == ["hurts", "no difference found", "helps"]
+    assert [task.on_these_runs for task in report.tasks] == [True, False, True], "alone there is one seed only"
     assert (defect.comparison.p_value, defect.corrected_p) == (1.0, 1.0)
     assert search.comparison.difference.value == pytest.approx(0.75 - 0.625)
     assert (search.comparison.better, search.comparison.worse) == (30, 0)
@@ -74,6 +75,41 @@ def test_values_verdicts_and_gain(folders):
     assert report.relative_gain.value == pytest.approx(np.mean(gains))
     assert report.relative_gain.low < report.relative_gain.value < report.relative_gain.high
     assert any("one seed only for flaky_tests, defect_detection, code_search alone" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(("second", "words"), [(2.0, "helps"), (4.0, "helps on these runs")])
+def test_a_verdict_is_about_the_recipe_only_where_every_pair_of_runs_agrees(second, words, tmp_path):
+    defect = {"defect_detection": wrong_on(1)}
+    ranks_by_seed = [ranks(1.0), ranks(second)]
+    multi = [write_run(tmp_path / f"m{n}", defect | {"code_search": ranks_by_seed[n]}, seed=n) for n in (0, 1)]
+    single = [write_run(tmp_path / f"s{n}", {"code_search": ranks(4.0)}, seed=n) for n in (0, 1)]
+    report = transfer(multi, [*single, write_run(tmp_path / "d", defect)])
+    assert report.tasks[1].verdict == "helps"
+    assert report.tasks[1].verdict_words == words
+    assert f"| {words} |" in render_markdown(report)
+
+
+def test_the_order_of_the_folders_does_not_matter(tmp_path):
+    """Runs of one seed change answers with each other."""
+    defect = {"defect_detection": wrong_on(1)}
+    multi = [write_run(tmp_path / f"m{n}", defect | {"flaky_tests": wrong_on(n, 7, 30)}, seed=n) for n in range(3)]
+    single = [write_run(tmp_path / f"s{n}", {"flaky_tests": wrong_on(n, n + 20, 45, 48)}, seed=n) for n in range(3)]
+    alone = write_run(tmp_path / "d", defect)
+    assert transfer(multi, [*single, alone]) == transfer(multi[::-1], [single[1], alone, single[2], single[0]])
+
+
+def test_runs_whose_means_differ_though_no_row_does_on_average(tmp_path):
+    """F1 of the mean over runs is no mean over rows: two middling runs against a good and a bad one."""
+    defect = {"defect_detection": wrong_on(1)}
+    wrong = [*range(3, 60, 3)]
+    halves = [wrong[::2], wrong[1::2]]
+    multi = [write_run(tmp_path / f"m{n}", defect | {"flaky_tests": wrong_on(*halves[n])}, seed=n) for n in (0, 1)]
+    single = [write_run(tmp_path / f"s{n}", {"flaky_tests": wrong_on(*(wrong * n))}, seed=n) for n in (0, 1)]
+    flaky = transfer(multi, [*single, write_run(tmp_path / "d", defect)]).tasks[1]
+    assert (flaky.comparison.better, flaky.comparison.worse) == (0, 0)
+    assert flaky.comparison.difference.value > 0.1
+    assert flaky.comparison.p_value < 1
+    assert "none of 60 rows is answered better or worse on average over the runs" in task_sentences(flaky)
 
 
 def test_rows_are_paired_by_id_whatever_their_order(folders):
@@ -94,7 +130,10 @@ def test_text_and_plot(folders, tmp_path):
     report = transfer(*folders)
     text = render_markdown(report)
     assert "| flaky_tests | F1 |" in text
-    assert "| hurts |" in text
+    assert "| hurts on these runs |" in text
+    assert "corrected < 0.001: hurts on these runs (" in task_sentences(report.tasks[0])
+    assert "| no difference found |" in text
+    assert "A verdict is one on these runs where a side has one seed only" in text
     assert "defect_detection: no row is answered better or worse (0.950 accuracy): p 1, no difference found." in text
     assert "of 60 rows 30 differ, 30 for the better" in text
     assert gain_text(report) in text
@@ -246,6 +285,29 @@ def test_other_settings_of_the_single_task_runs_are_told(folders):
     assert found == [
         "flaky_tests: the multi-task and the single-task runs also differ in learning_rate (0.001 against 0.5)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "batch_size", "told"),
+    [
+        ({"name": "round_robin"}, 4, False),
+        ({"name": "round_robin"}, 6, True),
+        ({"name": "proportional"}, 6, False),
+        ({"name": "alternating"}, 4, True),
+    ],
+)
+def test_the_part_of_the_batch_is_no_other_setting(sampling, batch_size, told, tmp_path):
+    """Of 8 rows a step flaky tests have 4 where tasks have equal shares, 6 where they have three times the rows."""
+    answers = {"flaky_tests": wrong_on(1), "defect_detection": wrong_on(2)}
+    multi = write_run(tmp_path / "multi", answers, config={"sampling": sampling})
+    change_json(multi / "results.json", "tasks", "flaky_tests", "rows", "train", value=300)
+    single = [
+        write_run(tmp_path / "flaky", {"flaky_tests": wrong_on(3)}, config={"batch_size": batch_size}),
+        write_run(tmp_path / "defect", {"defect_detection": wrong_on(2)}),
+    ]
+    notes = [note for note in transfer([multi], single).notes if note.startswith("flaky_tests: ")]
+    said = f"flaky_tests: the multi-task and the single-task runs also differ in batch_size (8 against {batch_size})"
+    assert notes == ([said] if told else [])
 
 
 def test_trained_runs(trained_run, backbone_folder, data_dir, tmp_path):

@@ -11,6 +11,8 @@ import pytest
 from manyskills.data.sampling import Phase
 from manyskills.data.text_set import Examples
 from manyskills.tasks import get_task
+from manyskills.training import step as training_step
+from manyskills.training.balancing import TaskLoss
 from manyskills.training.conflict import RECENT, WINDOW, Watch, clear_drop, metric_rows
 from manyskills.training.progress import Progress
 from manyskills.training.run import train
@@ -26,7 +28,10 @@ def _kinds(watch):
 
 
 def _steps(watch, weights, active="abc"):
-    return [warning for step, now in enumerate(weights, start=1) for warning in watch.stepped(step, now, tuple(active))]
+    said = []
+    for step, now in enumerate(weights, start=1):
+        said += watch.weighed(step, now) + watch.stepped(step, list(now), tuple(active))
+    return said
 
 
 def _measures(watch, norms, factors=ONE, losses=CHANCE):
@@ -165,7 +170,8 @@ def test_one_task_alone_cannot_be_hurt():
     watch = Watch()
     for step, value in enumerate([0.5, 0.9, 0.5, 0.4]):
         watch.validated(step, {"a": value}, {"a": 1000})
-    watch.stepped(1, {"a": 1.0}, ("a",))
+    watch.stepped(1, ["a"], ("a",))
+    watch.weighed(1, {"a": 1.0})
     watch.measured(1, {"a": 1.0}, {"a": 1.0}, {"a": 1.0})
     assert _kinds(watch) == []
 
@@ -210,7 +216,8 @@ def test_a_resumed_run_neither_repeats_nor_forgets(cut):
         said = []
         for step in steps:
             primary = {"a": step / 100, "b": 0.9 - step / 100}
-            said += progress.watch.stepped(step, {"a": 0.995, "b": 0.005} | ({} if step % 30 else {"c": 0.5}), "abc")
+            weights = {"a": 0.995, "b": 0.005} | ({} if step % 30 else {"c": 0.5})
+            said += progress.watch.stepped(step, list(weights), "abc") + progress.watch.weighed(step, weights)
             said += progress.watch.measured(step, {"a": 1.0, "b": 0.01}, ONE, CHANCE)
             said += progress.watch.validated(step, primary, ROWS)
         return said
@@ -256,3 +263,61 @@ def test_a_single_task_has_no_conflict(backbone_folder, data_dir, tmp_path):
     }  # fmt: skip
     assert not (run.path / "plots" / "conflict.png").exists()
     assert "## Conflict" not in Path(run.path / "README.md").read_text()
+
+
+def _trained(backbone_folder, data_dir, tmp_path, **changes):
+    """What a short run wrote of its steps, and what it announced."""
+    said: list[str] = []
+    options = {"max_steps": 12, "eval_steps": 12, "baselines": []} | changes
+    run = train(small_config(backbone_folder("bert"), data_dir, tmp_path / "run", **options), announce=said.append)
+    records = map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines())
+    return [record for record in records if record["kind"] == "train"], said
+
+
+def test_a_weight_of_0_is_meant_and_no_collapse(backbone_folder, data_dir, tmp_path):
+    weights = dict(zip(TASKS, (1, 1, 1, 0), strict=True))
+    balancing = {"name": "fixed", "weights": weights}
+    records, said = _trained(backbone_folder, data_dir, tmp_path, conflict_steps=1, balancing=balancing)
+    assert {record["weights"]["code_search"] for record in records} == {0.0}
+    assert not [sentence for sentence in said if sentence.startswith("warning: ") and "code_search" in sentence]
+
+
+def test_a_small_factor_of_a_long_gradient_is_no_collapse(backbone_folder, data_dir, tmp_path, monkeypatch):
+    losses = training_step.task_losses
+
+    def one_is_long(*given):
+        found = losses(*given)
+        long = found["defect_detection"]
+        return found | {"defect_detection": TaskLoss(1e5 * long.value, long.chance)}
+
+    monkeypatch.setattr(training_step, "task_losses", one_is_long)
+    records, said = _trained(backbone_folder, data_dir, tmp_path, heads_first=True, balancing="nash_mtl")
+    assert max(record["weights"]["defect_detection"] for record in records) < 0.01
+    assert not [sentence for sentence in said if "has collapsed" in sentence]
+
+
+def test_norms_are_those_of_scaled_losses_whatever_is_balanced(backbone_folder, data_dir, tmp_path):
+    found = {}
+    for losses in ("scaled", "raw"):
+        records, _ = _trained(
+            backbone_folder, data_dir, tmp_path / losses, max_steps=1, heads_first=True,
+            balancing={"name": "uniform", "losses": losses},
+        )  # fmt: skip
+        found[losses] = records[0]["gradient_norms"]
+    assert found["raw"] == pytest.approx(found["scaled"], rel=1e-4)
+    assert min(found["raw"].values()) > 0
+
+
+def test_gradients_that_would_fill_the_memory_are_announced_as_not_measured(
+    backbone_folder, data_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("manyskills.training.loop.MEASURED", 10)
+    options = {"backbone_folder": backbone_folder, "data_dir": data_dir, "max_steps": 2}
+    for name, changes, expected in [
+        ("default", {}, 1), ("asked", {"conflict_steps": 1}, 0), ("rule", {"balancing": "pcgrad"}, 0)
+    ]:  # fmt: skip
+        records, said = _trained(tmp_path=tmp_path / name, **options, **changes)
+        sentences = [sentence for sentence in said if "gradients are not measured" in sentence]
+        assert len(sentences) == expected
+        assert all("conflict_steps=1 measures them" in sentence for sentence in sentences)
+        assert ("gradient_norms" in records[0]) != bool(expected)

@@ -6,10 +6,13 @@ import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from manyskills.cli.app import run
+from manyskills.config import LearnedSoftmaxConfig, PcgradConfig
 from manyskills.config.file import dump_config
 from manyskills.errors import UserError
 from manyskills.training import loop
@@ -38,10 +41,40 @@ def test_out_of_memory_names_what_helps(name, place, config, monkeypatch):
         assert key in str(error.value.hint)
 
 
+def test_a_rule_on_gradients_is_a_part_of_the_hint(config, monkeypatch):
+    monkeypatch.setattr(loop, "accumulate_gradients", _out_of_memory)
+    with pytest.raises(UserError) as error:
+        train(config.model_copy(update={"balancing": PcgradConfig()}))
+    assert "token_budget" in str(error.value.hint)
+    assert "balance losses instead of gradients" in str(error.value.hint)
+
+
+@pytest.mark.parametrize("damage", ["missing", "broken", "of another rule"])
+def test_a_balancing_state_that_cannot_be_read_is_one_sentence(damage, config, monkeypatch):
+    config = config.model_copy(update={"balancing": LearnedSoftmaxConfig()})
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("manyskills.training.run._finish", _interrupt)
+        train(config)
+    path = Path(config.output_dir) / "last" / loop.BALANCING_FILE
+    match damage:
+        case "missing":
+            path.unlink()
+        case "broken":
+            path.write_bytes(path.read_bytes()[:20])
+        case _:
+            save_file({"count": np.zeros(1)}, path)
+    with pytest.raises(UserError, match=r"balancing.safetensors is not what manyskills writes"):
+        train(config, resume=True)
+
+
+def _interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
 def test_out_of_memory_on_the_cpu_and_other_runtime_errors():
-    with pytest.raises(UserError, match="memory is full"), loop.clear_failures("here"):
+    with pytest.raises(UserError, match="memory is full"), loop.clear_failures("here", "less"):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
-    with pytest.raises(RuntimeError, match="something else"), loop.clear_failures("here"):
+    with pytest.raises(RuntimeError, match="something else"), loop.clear_failures("here", "less"):
         raise RuntimeError("something else")
 
 

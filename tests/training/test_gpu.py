@@ -17,7 +17,7 @@ from manyskills.training.run import load_inputs, train
 from manyskills.training.run_folder import RunFolder
 from manyskills.training.step import accumulate_gradients
 from manyskills.training.vectors import BackboneVectors
-from tests.training.helpers import small_config
+from tests.training.helpers import TASKS, small_config
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -42,6 +42,39 @@ def test_cached_equals_single_pass(family, bf16, backbone_folder, data_dir):
         found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["uniform", "cagrad", "db_mtl"])
+def test_each_tasks_gradient_is_that_of_the_cpu(name, backbone_folder, data_dir):
+    config = small_config(
+        backbone_folder("bert"), data_dir, bf16=False, balancing=name, trunk_dropout=False,
+        method={"name": "lora", "r": 2, "lora_dropout": 0.0}, tasks={task: {"head_dropout": 0.0} for task in TASKS},
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    found, weights = {}, {}
+    for place in ("cpu", "cuda"):
+        device = torch.device(place)
+        model, prepared = load_inputs(config, device)
+        with torch.no_grad():
+            for key, p in model.named_parameters():
+                if p.requires_grad:
+                    weights.setdefault(key, 0.1 * torch.randn(p.shape, generator=generator))
+                    p.add_(weights[key].to(device))
+        model.train()
+        source = BackboneVectors(model, prepared.store, 200, cached=False, processes=Processes(0, 1, device))
+        rule = build_balancing(config.balancing, list(config.tasks), config.seed)
+        result = accumulate_gradients(model, source, prepared.examples["train"], rule, 1, measure=True)
+        assert result.gradients is not None
+        assert result.gradients.values_KP.device.type == place
+        rule.restore(rule.state())  # the averages of db_mtl come back from the CPU
+        accumulate_gradients(model, source, prepared.examples["train"], rule, 1)
+        gradients = torch.cat([p.grad.flatten().cpu() for _, p in model.shared_parameters() if p.grad is not None])
+        found[place] = (result, gradients)
+    (cpu, cpu_P), (gpu, gpu_P) = found["cpu"], found["cuda"]
+    torch.testing.assert_close(gpu.gradients.values_KP.cpu(), cpu.gradients.values_KP, rtol=1e-2, atol=1e-4)
+    assert gpu.gradients.norms() == pytest.approx(cpu.gradients.norms(), rel=1e-2)
+    assert gpu.factors == pytest.approx(cpu.factors, rel=2e-2, abs=1e-3)
+    assert torch.nn.functional.cosine_similarity(cpu_P, gpu_P, dim=0) > 0.999
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "frozen"])

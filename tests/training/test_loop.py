@@ -173,3 +173,50 @@ def test_schedule(changes, rows, expected):
 def test_truncation_as_a_sentence():
     sentence = Truncation(texts=8, cut=2, tokens=200, lost=10, max_length=40).sentence()
     assert sentence == "2 of 8 texts (25.0%) are cut at 40 tokens, losing 5.0% of all tokens"
+
+
+def test_alternating_steps_are_recorded_and_measured_of_every_task(backbone_folder, data_dir, tmp_path):
+    config = small_config(
+        backbone_folder("bert"), data_dir, tmp_path / "run", sampling="alternating", max_steps=24, eval_steps=24,
+        logging_steps=8, conflict_steps=3, baselines=[],
+    )  # fmt: skip
+    records = _records(train(config, announce=lambda _: None), "train")
+    tasks = set(config.tasks)
+    measured = [task for record in records for task in record.get("gradient_norms", {})]
+    assert {task: measured.count(task) for task in tasks} == dict.fromkeys(tasks, 3), "turns 1, 3 and 6 of each"
+    assert sum(record["steps"] for record in records) == 24
+    assert {task for record in records for task in record["loss"]} == tasks
+    for record in records:
+        assert sum(record["weights"].values()) == pytest.approx(1)
+    weights = {task: sum(r["steps"] * r["weights"].get(task, 0) for r in records) / 24 for task in tasks}
+    assert weights == pytest.approx(dict.fromkeys(tasks, 0.25))
+
+
+def test_a_record_holds_the_means_of_its_steps(backbone_folder, data_dir, tmp_path):
+    found = []
+    for logging_steps in (1, 3):
+        config = small_config(
+            backbone_folder("bert"), data_dir, tmp_path / str(logging_steps), logging_steps=logging_steps,
+            conflict_steps=0, method="frozen", baselines=[], balancing="rlw",
+        )  # fmt: skip
+        found.append(_records(train(config, announce=lambda _: None), "train"))
+    each, means = found
+    assert [(record["step"], record["steps"]) for record in means] == [(1, 1), (3, 2), (6, 3)]
+    for key in ("loss", "scaled_loss", "weights"):
+        for task, value in means[2][key].items():
+            assert value == pytest.approx(sum(record[key][task] for record in each[3:]) / 3)
+
+
+def test_a_rule_that_follows_validation_rows_sees_the_same_ones_each_time(
+    backbone_folder, data_dir, tmp_path, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr("manyskills.training.balancing.Coba.validated", lambda self, losses: seen.append(losses))
+    config = small_config(
+        backbone_folder("bert"), data_dir, tmp_path / "run", learning_rate=1e-12, weight_decay=0, baselines=[],
+        balancing={"name": "coba", "every": 2, "rows": 4},
+    )  # fmt: skip
+    train(config, announce=lambda _: None)
+    assert len(seen) == 3
+    assert set(seen[0]) == set(config.tasks)
+    assert seen[1] == seen[2] == pytest.approx(seen[0])

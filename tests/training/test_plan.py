@@ -6,6 +6,7 @@ import pytest
 
 from manyskills.model.methods import METHODS
 from manyskills.training.plan import make_plan
+from manyskills.training.plan_text import plan_text
 from manyskills.training.run import load_inputs, train
 from tests.conftest import FAMILIES
 from tests.training.helpers import CPU, small_config
@@ -34,6 +35,21 @@ def test_frozen_run_needs_no_activations(backbone_folder, data_dir):
     plan = make_plan(small_config(backbone_folder("bert"), data_dir, method="frozen"))
     assert plan.method.trainable == 0
     assert plan.memory["single_pass"].activations == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ({}, 4), ({"conflict_steps": 0}, 0), ({"conflict_steps": 0, "balancing": "cagrad"}, 4),
+        ({"balancing": "db_mtl"}, 8), ({"tasks": ["code_search"]}, 0), ({"method": "frozen"}, 0),
+    ],
+)  # fmt: skip
+def test_each_tasks_gradient_takes_memory(changes, rows, backbone_folder, data_dir):
+    plan = make_plan(small_config(backbone_folder("bert"), data_dir, **changes))
+    for memory in plan.memory.values():
+        assert memory.task_gradients == 4 * rows * plan.method.trainable
+        assert memory.total == memory.weights + memory.training + memory.activations + memory.task_gradients
+    assert ("the tasks' gradients" in plan_text(plan)) == bool(rows)
 
 
 @pytest.mark.parametrize("method", METHODS)

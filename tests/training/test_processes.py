@@ -110,6 +110,23 @@ def test_two_processes_give_the_single_process_run(config, tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in alone.path.iterdir()}
 
 
+def test_a_rule_on_gradients_gives_the_single_process_run(backbone_folder, data_dir, tmp_path):
+    """One with a state of its own, made of the gradients' lengths."""
+    config = small_config(
+        backbone_folder("bert"), data_dir, tmp_path / "run", token_budget=100, baselines=[], max_steps=4,
+        balancing={"name": "gradnorm", "learning_rate": 0.1},
+    )  # fmt: skip
+    (tmp_path / "run.yaml").write_text(dump_config(config))
+    first, second = _launch(tmp_path, str(tmp_path / "run.yaml"))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    alone = train(config.model_copy(update={"output_dir": str(tmp_path / "alone")}), announce=lambda _: None)
+    expected, found = _losses(alone.path), _losses(tmp_path / "run")
+    assert len(found) == len(expected) == 4
+    for one, two in zip(expected, found, strict=True):
+        assert two == pytest.approx(one, abs=1e-3)
+    assert found[3]["w_code_search"] != pytest.approx(0.25, abs=0.01)
+
+
 def test_a_helper_process_of_a_finished_run_has_nothing_to_print(trained_run, monkeypatch, capsys):
     from manyskills.cli.app import run
     from manyskills.training.processes import Processes

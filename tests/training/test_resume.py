@@ -38,6 +38,11 @@ VARIANTS = {
     "uniform": {},
     "learned_softmax": {"balancing": {"name": "learned_softmax", "learning_rate": 0.3}, "step_memory": "cached"},
     "frozen_first": {"heads_first": True, "baselines": ["frozen"]},
+    "db_mtl": {"balancing": "db_mtl"},
+    "famo": {"balancing": {"name": "famo", "every": 2}, "logging_steps": 4},
+    "coba": {"balancing": {"name": "coba", "every": 2, "warmup": 2, "history": 2, "rows": 4}},
+    "gradnorm": {"balancing": {"name": "gradnorm", "learning_rate": 0.3}},
+    "alternating": {"sampling": "alternating", "logging_steps": 4, "conflict_steps": 2},
 }
 
 
@@ -149,7 +154,7 @@ POINTS = {
 def test_killed_once_it_continues_to_the_same_weights(
     point, backbone_folder, data_dir, tmp_path, monkeypatch, uninterrupted
 ):
-    variant = list(VARIANTS)[sum(map(ord, point)) % len(VARIANTS)]
+    variant = list(VARIANTS)[list(POINTS).index(point) % len(VARIANTS)]
     config = _config(variant, backbone_folder, data_dir, tmp_path / "run")
     expected = uninterrupted(variant)
     with monkeypatch.context() as patched:

@@ -78,7 +78,7 @@ def grouping(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")] = False,
 ) -> None:
-    """Predict which tasks to train together from one short joint run; output_dir keeps what was measured."""
+    """Predict which tasks to train together from one short joint run, which is kept in <output_dir>-grouping."""
     from manyskills.config.file import load_config
     from manyskills.studies.grouping import grouping as study
     from manyskills.training.reporting import announcer
@@ -90,11 +90,12 @@ def grouping(
         return
     from rich.console import Console
 
+    from manyskills.studies.grouping import study_folder
     from manyskills.studies.grouping_report import print_grouping
 
     print_grouping(found, Console())
     if not quiet:
-        typer.echo(f"all figures are in {Path(wanted.output_dir) / 'grouping.json'}", err=True)
+        typer.echo(f"all figures are in {study_folder(wanted) / 'grouping.json'}", err=True)
 
 
 def _write_transfer(report: Transfer, folder: Path) -> None:

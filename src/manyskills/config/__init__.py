@@ -1,6 +1,7 @@
 """Configurations: the models here, reading them from YAML in `manyskills.config.file`."""
 
 from manyskills.config.balancing import (
+    ON_GRADIENTS,
     BalancingConfig,
     CagradConfig,
     CobaConfig,
@@ -50,6 +51,7 @@ from manyskills.config.sampling import (
 from manyskills.config.section import Section
 
 __all__ = [
+    "ON_GRADIENTS",
     "AlternatingConfig",
     "BackboneConfig",
     "BalancingConfig",

@@ -73,7 +73,9 @@ class FamoConfig(Section):
     name: Literal["famo"] = "famo"
     losses: Losses = "scaled"
     learning_rate: WeightsRate = 2.5e-2
-    weight_decay: NonNegativeFloat = Field(default=1e-3, description="Of the logits of the weights.")
+    weight_decay: NonNegativeFloat = Field(
+        default=1e-3, description="Of the logits of the weights, as a part of Adam's gradient."
+    )
     every: PositiveInt = Field(
         default=16,
         description="Steps between updates of the weights. Each costs one more forward pass of the step's texts; 1 is "
@@ -90,7 +92,9 @@ class CobaConfig(Section):
     history: Annotated[int, Field(ge=2)] = Field(default=10, description="Measurements that a slope is fitted to.")
     warmup: Annotated[int, Field(ge=2)] = Field(default=5, description="Measurements before weights change.")
     every: PositiveInt = Field(default=10, description="Steps between measurements of the validation losses.")
-    rows: PositiveInt = Field(default=4, description="Validation rows of each task in a measurement.")
+    rows: PositiveInt = Field(
+        default=16, description="Validation rows of each task in a measurement, the same ones each time."
+    )
 
 
 class GlsConfig(Section):
@@ -150,6 +154,9 @@ class GradnormConfig(Section):
     alpha: NonNegativeFloat = Field(default=1.5, description="How strongly slow tasks are pulled up.")
     learning_rate: WeightsRate = 2.5e-2
 
+
+ON_GRADIENTS = (PcgradConfig, CagradConfig, MgdaConfig, NashMtlConfig, DbMtlConfig, GradnormConfig)
+"""Rules that see each task's gradient on the shared module."""
 
 BalancingConfig = Annotated[
     UniformConfig

@@ -18,9 +18,9 @@ from pydantic import (
     model_validator,
 )
 
-from manyskills.config.balancing import BalancingConfig, FixedConfig, UniformConfig
+from manyskills.config.balancing import ON_GRADIENTS, BalancingConfig, FixedConfig, UniformConfig
 from manyskills.config.distillation import DistillationConfig
-from manyskills.config.methods import FullConfig, LoraConfig, MethodConfig, last_layers
+from manyskills.config.methods import FrozenConfig, FullConfig, LoraConfig, MethodConfig, last_layers
 from manyskills.config.sampling import AlternatingConfig, RoundRobinConfig, SamplingConfig
 from manyskills.config.section import Fraction, Section
 
@@ -251,6 +251,9 @@ class TrainConfig(Section):
         if isinstance(self.sampling, AlternatingConfig) and not isinstance(self.balancing, UniformConfig):
             problem = f"balancing: an alternating step holds one task, so {self.balancing.name} has nothing to balance"
             raise ValueError(f"{problem}; sampling.temperature decides how often each task comes")
+        if isinstance(self.method, FrozenConfig) and isinstance(self.balancing, ON_GRADIENTS):
+            problem = f"{self.balancing.name} combines gradients on a shared module, and method frozen trains none"
+            raise ValueError(f"balancing: {problem}")
         return self
 
     @model_validator(mode="after")

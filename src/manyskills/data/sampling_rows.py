@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+
+import numpy as np
 
 from manyskills.data.rows import Row
+from manyskills.data.text_set import Examples
 from manyskills.tasks.base import SplitName, Task
 
 
@@ -16,21 +19,33 @@ def sample_rows(rows: Sequence[Row], limit: int, task: Task, split: SplitName, s
     Every label keeps its share, and at least one row as long as `limit` allows. The draw depends on (seed, task name,
     split, number of rows) alone.
     """
-    if limit >= len(rows):
-        return list(rows)
-    draw = random.Random(f"{seed}/{task.name}/{split}")
-    keys = [draw.random() for _ in rows]
-    strata: dict[int | None, list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        strata[row.get(task.label) if task.label else None].append(index)
+    labels = [row.get(task.label) if task.label else None for row in rows]
+    return [rows[number] for number in sample_numbers(labels, limit, f"{seed}/{task.name}/{split}")]
+
+
+def sample_examples(examples: Examples, limit: int, key: str) -> Examples:
+    """The same for rows in columns; the draw depends on the key and on the number of rows alone."""
+    labels = [None] * len(examples) if examples.labels_E is None else examples.labels_E.tolist()
+    return examples.take(np.array(sample_numbers(labels, limit, key), dtype=np.int64))
+
+
+def sample_numbers(labels: Sequence[Hashable], limit: int, key: str) -> list[int]:
+    """The numbers, ascending, of at most `limit` rows with these labels."""
+    if limit >= len(labels):
+        return list(range(len(labels)))
+    draw = random.Random(key)
+    keys = [draw.random() for _ in labels]
+    strata: dict[Hashable, list[int]] = defaultdict(list)
+    for number, label in enumerate(labels):
+        strata[label].append(number)
     counts = _shares({label: len(members) for label, members in strata.items()}, limit)
     chosen = [
-        index for label, members in strata.items() for index in sorted(members, key=keys.__getitem__)[: counts[label]]
+        number for label, members in strata.items() for number in sorted(members, key=keys.__getitem__)[: counts[label]]
     ]
-    return [rows[index] for index in sorted(chosen)]
+    return sorted(chosen)
 
 
-def _shares(sizes: dict[int | None, int], limit: int) -> dict[int | None, int]:
+def _shares(sizes: dict[Hashable, int], limit: int) -> dict[Hashable, int]:
     """How many of each label: in proportion, rounded by largest remainder, at least one each if there is room."""
     total = sum(sizes.values())
     least = 1 if limit >= len(sizes) else 0

@@ -23,11 +23,14 @@ def conflict_summary(records: Iterable[Mapping[str, Any]], warnings: Sequence[Ma
         measured steps that held both. `negative`: the share of these steps in which it was below 0. `norms`: mean
         length of each task's gradient, its loss scaled to 1 at chance level. `weights`: mean effective weight over all
         logged steps, 0 where the task was absent, so that they sum to 1. `warnings`.
+
+        A gradient of exactly 0 has no direction, and no share in `cosines`, `negative` and `norms`: the first step's,
+        where a head starts at 0.
     """
     trained = [record for record in records if record.get("kind") == "train"]
     measured = [record for record in trained if "gradient_norms" in record]
-    cosines = _by_pair(record.get("gradient_cosines", {}) for record in measured)
-    norms = _by_task(record["gradient_norms"] for record in measured)
+    cosines = _by_pair(_directed_cosines(record) for record in measured)
+    norms = _by_task(_without_zeros(record["gradient_norms"]) for record in measured)
     weighed = [record["weights"] for record in trained if record.get("weights")]
     return {
         "steps": len(measured),
@@ -43,6 +46,20 @@ def worst_pair(conflict: Mapping[str, Any]) -> tuple[str, str] | None:
     """The pair of tasks with the lowest mean cosine; None if no pair was measured."""
     pairs = {(a, b): value for a, row in conflict["cosines"].items() for b, value in row.items()}
     return min(pairs, key=pairs.__getitem__, default=None)
+
+
+def _directed_cosines(record: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """The cosines of a step, but for those of a gradient of length 0, which are written as 0."""
+    still = {task for task, norm in record["gradient_norms"].items() if norm == 0}
+    return {
+        a: {b: value for b, value in row.items() if b not in still}
+        for a, row in record.get("gradient_cosines", {}).items()
+        if a not in still
+    }
+
+
+def _without_zeros(norms: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {task: norm for task, norm in norms.items() if norm != 0}
 
 
 def _by_task(steps: Iterable[Mapping[str, float | None]]) -> dict[str, list[float]]:

@@ -44,7 +44,7 @@ LOSS_BLOCK = 512
 
 @torch.no_grad()
 def evaluation_losses(
-    model: MultiTaskModel, examples: Mapping[str, Examples], vectors_ND: torch.Tensor
+    model: MultiTaskModel, examples: Mapping[str, Examples], vectors_ND: torch.Tensor, outputs: Mapping[str, Outputs]
 ) -> dict[str, float]:
     """Each task's loss on the rows of a split, 1 at chance level: the mean over blocks of examples.
 
@@ -55,18 +55,19 @@ def evaluation_losses(
         model: Its heads answer.
         examples: Rows by task.
         vectors_ND: One vector for each text of `gather(examples)`, in its order.
+        outputs: Of `task_outputs`, for the same examples and vectors.
     """
     model.eval()
-    return {name: _loss(model, name, view, vectors_ND) for name, view in gather(examples).views.items()}
+    views = gather(examples).views
+    return {name: _loss(model, name, view, vectors_ND, outputs[name]) for name, view in views.items()}
 
 
-def _loss(model: MultiTaskModel, name: str, view: View, vectors_ND: torch.Tensor) -> float:
+def _loss(model: MultiTaskModel, name: str, view: View, vectors_ND: torch.Tensor, answers: Outputs) -> float:
+    if isinstance(answers, Probabilities):
+        assert answers.labels_E is not None
+        return relative_log_loss(answers.labels_E, answers.probabilities_E)
     head = model.head(name)
     vectors_MD = vectors_ND[torch.from_numpy(view.members_M)].to(model.device)
-    if isinstance(head, BinaryHead):
-        assert view.labels_E is not None
-        probabilities_E = _probabilities(head, head.sides(vectors_MD), view.texts_EK)
-        return relative_log_loss(view.labels_E, probabilities_E)
     total = 0.0
     for start in range(0, len(view.texts_EK), LOSS_BLOCK):
         block_EK = torch.from_numpy(view.texts_EK[start : start + LOSS_BLOCK]).to(model.device)

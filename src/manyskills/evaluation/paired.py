@@ -7,12 +7,13 @@ resampled rows, and of rows that are swapped between the systems, are matrix pro
 A system is one or several runs that differ in their seed. Rows and seeds are two sources of chance: everything here is
 about the rows, with the runs as they are.
 
-Shapes: N rows, F parts of a row, S runs of a system, B resamples or permutations of one block, R resamples, D rows on
-which the systems differ.
+Shapes: N rows, F parts of a row, S runs of a system, X parts of a row in all runs, B resamples or permutations of one
+block, R resamples, D rows on which the systems differ.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -141,25 +142,27 @@ def swap_test(first_SNF: Floats, second_SNF: Floats, metric: str, *, permutation
 
     If the systems are equally good, it does not matter which of the two gave which answer to a row. So the answers of
     all runs to a row change sides with probability one half, and p is (1 + hits) / (1 + permutations), a hit being a
-    difference at least as large as the observed one. Of several runs, a row's parts are averaged first: the difference
-    of a mean over rows is the same then, that of F1 is the one of counts pooled over runs.
+    difference at least as large as the observed one. The difference is the one that is reported: of the means of the
+    runs' metrics. A run changes answers with the run at its place on the other side; of unequally many runs, both sides
+    are repeated until they are equally long, which keeps their means.
 
     Returns:
         p; 1 where no row differs between the systems, or the difference is undefined.
     """
-    first_NF, second_NF = first_SNF.mean(axis=0), second_SNF.mean(axis=0)
-    gaps_DF = (second_NF - first_NF)[(np.abs(second_NF - first_NF) > ROUNDING).any(axis=1)]
-    first_F, second_F = first_NF.sum(axis=0), second_NF.sum(axis=0)
-    observed = abs(metric_of_sums(first_F, metric) - metric_of_sums(second_F, metric))
-    if not len(gaps_DF) or not np.isfinite(observed):
+    first_SNF, second_SNF = _equally_many(first_SNF, second_SNF)
+    gaps_NSF = (second_SNF - first_SNF).transpose(1, 0, 2)
+    gaps_DX = gaps_NSF[(np.abs(gaps_NSF) > ROUNDING).any(axis=(1, 2))].reshape(-1, gaps_NSF[0].size)
+    first_SF, second_SF = first_SNF.sum(axis=1), second_SNF.sum(axis=1)
+    observed = abs(_difference_of_means(first_SF, second_SF, metric))
+    if not len(gaps_DX) or not np.isfinite(observed):
         return 1.0
     rng = np.random.default_rng(seed)
-    block, hits = max(1, BLOCK_CELLS // len(gaps_DF)), 0
+    block, hits = max(1, BLOCK_CELLS // len(gaps_DX)), 0
     for start in range(0, permutations, block):
         size = min(block, permutations - start)
-        swaps_BD = rng.integers(2, size=(size, len(gaps_DF)), dtype=np.uint8).astype(np.float64)
-        moved_BF = swaps_BD @ gaps_DF
-        found_B = metric_of_sums(first_F + moved_BF, metric) - metric_of_sums(second_F - moved_BF, metric)
+        swaps_BD = rng.integers(2, size=(size, len(gaps_DX)), dtype=np.uint8).astype(np.float64)
+        moved_BSF = (swaps_BD @ gaps_DX).reshape(size, *first_SF.shape)
+        found_B = _difference_of_means(first_SF + moved_BSF, second_SF - moved_BSF, metric)
         hits += size - int(np.count_nonzero(np.abs(found_B) < observed - ROUNDING))
     return (1 + hits) / (1 + permutations)
 
@@ -217,6 +220,17 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
         corrected[name] = largest
     return {name: corrected[name] for name in p_values}
+
+
+def _equally_many(first_SNF: Floats, second_SNF: Floats) -> tuple[Floats, Floats]:
+    """Both systems with as many runs, each of a system's runs equally often."""
+    runs = np.arange(math.lcm(len(first_SNF), len(second_SNF)))
+    return first_SNF[runs % len(first_SNF)], second_SNF[runs % len(second_SNF)]
+
+
+def _difference_of_means(first_SF: Floats, second_SF: Floats, metric: str) -> Floats:
+    """Of the means over runs, shape (..., S, F) -> (...)."""
+    return (metric_of_sums(first_SF, metric) - metric_of_sums(second_SF, metric)).mean(axis=-1)
 
 
 def _quality(parts_SNF: Floats) -> Floats:

@@ -1,107 +1,90 @@
 """Task affinity, measured while one joint run trains: what a step of one task does to the others.
 
-Shape legend: K tasks, P parameters of the shared module, M measured steps, D size of a projection.
+Shape legend: K tasks, P parameters of the shared module, M measured steps.
 
 At a measured step each task's gradient is known twice: for the step's own examples (g), and for those of the step
-after, which the weights have not seen yet (f). A task's own step is what AdamW would take for it alone,
--rate g_k / sqrt(s_k) with s_k the mean of g_k^2 so far. To first order it lowers the loss of task j by
+after (f), which the step has not seen. A task's own step is what AdamW would take for it alone, -rate g_k / sqrt(s_k)
+with s_k the mean of g_k^2 so far. To first order it lowers the loss of task j by
 
     A_kj = rate <f_j, g_k / sqrt(s_k)> / L_j.
 
 Because f and g rest on different examples, noise does not pass for progress, not even where k is j. A_kj is the mean
 over the ways to choose the two gradients so that they do: f and g may change places, and two tasks' examples differ
-anyway. Gradients are kept as projections that keep inner products, so that a run of any size leaves a small file.
+anyway. All that is kept of a step are inner products, which are exact: random projections to some thousand numbers, as
+Li et al. 2024 (arXiv 2409.06091) keep them, would add an error as large as what is measured here.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from manyskills.errors import UserError
 from manyskills.evaluation.bootstrap import Floats
-from manyskills.files import write_atomically
-from manyskills.training.loop import Moment
-
-SKETCH = 4096
-"""Numbers that a gradient is projected to."""
-
-
-class Sketch:
-    """A random projection that keeps inner products: each parameter is added, with a random sign, to one of D cells
-    (count sketch; Charikar et al. 2002, Weinberger et al. 2009, arXiv 0902.2206).
-
-    Args:
-        parameters: P.
-        size: D; a shorter vector is left as it is.
-        seed: Of cells and signs.
-    """
-
-    def __init__(self, parameters: int, size: int = SKETCH, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.size = size if parameters > size else 0
-        self._cells_P = torch.randint(size, (parameters,), generator=generator)
-        self._signs_P = torch.randint(2, (parameters,), generator=generator).mul_(2).sub_(1).float()
-
-    def __call__(self, values_KP: torch.Tensor) -> torch.Tensor:
-        """Projections of some vectors, shape (K, D), float32, on the CPU."""
-        values_KP = values_KP.detach().float().cpu()
-        if not self.size:
-            return values_KP.clone()
-        found_KD = torch.zeros(len(values_KP), self.size)
-        return found_KD.index_add_(1, self._cells_P, values_KP * self._signs_P)
+from manyskills.files import clear_errors, write_atomically
+from manyskills.training.loop import MEASURED, Moment
 
 
 class AffinityRecorder:
-    """Watches a joint run and keeps what was measured, a file a measured step.
+    """Watches a joint run and keeps what was measured, a line a measured step.
+
+    A step that lacks a task, or that is followed by one that does, is passed over.
 
     Args:
-        folder: For the files; those of a run that continues are written again with the same content.
+        path: The file; a run that starts anew writes it anew.
+        tasks: All tasks of the run.
         lookahead_every: Measured steps between those at which each task's own step is tried out; 0 is never.
     """
 
-    def __init__(self, folder: Path, lookahead_every: int) -> None:
-        self.folder, self.lookahead_every = folder, lookahead_every
+    def __init__(self, path: Path, tasks: Sequence[str], lookahead_every: int) -> None:
+        self.path, self.tasks, self.lookahead_every = path, tuple(tasks), lookahead_every
         self._squares_KP: torch.Tensor | None = None
         self._seen = 0
-        self._sketch: Sketch | None = None
 
     def __call__(self, moment: Moment) -> None:
-        """Measure."""
-        values_KP = moment.gradients.values_KP
-        if self._sketch is None:
-            self._sketch = Sketch(values_KP.shape[1])
-            self._squares_KP = torch.zeros_like(values_KP)
-        assert self._squares_KP is not None
+        """Measure.
+
+        Raises:
+            UserError: The shared module is so large that its gradients would not fit into memory beside the run.
+        """
+        own_KP = moment.gradients.values_KP
+        if moment.step == 0:
+            self._begin(own_KP.numel())
+        if moment.gradients.tasks != self.tasks or not own_KP.any(dim=1).all():
+            return  # a head that starts at zero sends nothing back at first
+        fresh = moment.fresh_gradients()
+        if fresh.tasks != self.tasks:
+            return
+        self._squares_KP = own_KP.square() if self._squares_KP is None else self._squares_KP + own_KP.square()
         self._seen += 1
-        self._squares_KP += values_KP.square()
         scale_KP = (self._squares_KP / self._seen).sqrt_().add_(1e-8)
-        own_KP = values_KP / scale_KP
-        fresh_KP = moment.fresh_gradients().values_KP
+        losses_K = np.array([moment.losses[task] for task in self.tasks])
+        factors_K = np.array([moment.factors[task] for task in self.tasks])
+        energies_K = own_KP.square().sum(1).double().cpu().numpy() * factors_K**2
         record: dict[str, Any] = {
             "step": moment.step + 1,
-            "tasks": list(moment.gradients.tasks),
-            "losses": moment.losses,
-            "rate": moment.rate,
-            "energies": values_KP.square().sum(1).tolist(),
+            "tasks": self.tasks,
+            "energies": energies_K.tolist(),
+            "cosines": _products(*[torch.nn.functional.normalize(own_KP, dim=1)] * 2).tolist(),
+            "transfer": (moment.rate * _progress(own_KP, fresh.values_KP, scale_KP) / losses_K).tolist(),
         }
         if self.lookahead_every and self._seen % self.lookahead_every == 0:
-            record["lookahead"] = _try_out(moment, own_KP)
-        rows = {"own": values_KP, "own_steps": own_KP, "fresh": fresh_KP, "fresh_steps": fresh_KP / scale_KP}
-        arrays = {name: self._sketch(rows_KP).numpy() for name, rows_KP in rows.items()}
-        self._write(record, arrays)
+            record["lookahead"] = _try_out(moment, own_KP / scale_KP)
+        with clear_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
-    def _write(self, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        content = save(dict(arrays), metadata={"record": json.dumps(record)})
-        write_atomically(self.folder / f"{record['step']:08d}.safetensors", content)
+    def _begin(self, values: int) -> None:
+        if values > MEASURED:
+            problem = f"{len(self.tasks)} tasks' gradients on this module are {values:,} numbers, and several copies"
+            raise UserError(f"{problem} are needed", "choose a method that trains less, such as lora")
+        self._squares_KP, self._seen = None, 0
+        write_atomically(self.path, "")
 
 
 def _try_out(moment: Moment, own_KP: torch.Tensor) -> list[list[float]]:
@@ -136,59 +119,51 @@ class Affinity:
         steps: Measured steps.
         cosines_KK: Mean cosine of gradients for the same step's examples.
         transfer_MKK: A_kj of each measured step.
-        lookahead_KK: Mean of the steps that were tried out; None if none was.
-        energies_K: Mean squared length of each task's gradient.
+        lookahead_MKK: What trying each task's own step out gave, of the steps in which this was done.
+        energies_MK: Squared length of each task's gradient as it enters the update.
     """
 
     tasks: tuple[str, ...]
     steps: tuple[int, ...]
     cosines_KK: Floats
     transfer_MKK: Floats
-    lookahead_KK: Floats | None
-    energies_K: Floats
+    lookahead_MKK: Floats
+    energies_MK: Floats
 
 
-def read_affinity(folder: Path) -> Affinity:
+def read_affinity(path: Path) -> Affinity:
     """What an `AffinityRecorder` wrote.
 
     Raises:
-        UserError: There is nothing, or a file is broken.
+        UserError: There is nothing, or the file is broken.
     """
-    records, cosines, transfers = [], [], []
-    for path in sorted(folder.glob("*.safetensors")):
-        record, arrays = _read(path)
-        if record["step"] == 1 or not all(record["energies"]):
-            continue  # a head that starts at zero sends nothing back at first
-        losses_K = np.array([record["losses"][task] for task in record["tasks"]])
-        transfers.append(record["rate"] * _progress(arrays) / losses_K)
-        units_KD = arrays["own"] / np.linalg.norm(arrays["own"], axis=1, keepdims=True)
-        cosines.append(units_KD @ units_KD.T)
-        records.append(record)
-    if not records:
-        raise UserError(f"{folder} holds no measured step", "lower conflict_steps, or train more steps")
-    tried = [record["lookahead"] for record in records if "lookahead" in record]
-    return Affinity(
-        tasks=tuple(records[0]["tasks"]),
-        steps=tuple(record["step"] for record in records),
-        cosines_KK=np.mean(cosines, axis=0),
-        transfer_MKK=np.array(transfers, dtype=np.float64),
-        lookahead_KK=np.mean(tried, axis=0) if tried else None,
-        energies_K=np.mean([record["energies"] for record in records], axis=0),
-    )
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        by_step = {record["step"]: record for record in records}  # a run that was continued measured some again
+        tried = [record["lookahead"] for record in by_step.values() if "lookahead" in record]
+        if not by_step:
+            hint = "give more of the steps to the joint run with --share, or every task a larger part of the batch"
+            raise UserError(f"{path} holds no measured step in which all tasks take part", hint)
+        return Affinity(
+            tasks=tuple(records[0]["tasks"]),
+            steps=tuple(by_step),
+            cosines_KK=np.mean([record["cosines"] for record in by_step.values()], axis=0),
+            transfer_MKK=np.array([record["transfer"] for record in by_step.values()]),
+            lookahead_MKK=np.array(tried),
+            energies_MK=np.array([record["energies"] for record in by_step.values()]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        hint = "remove the folder of the joint run and start the study again"
+        raise UserError(f"{path} cannot be read: {error}", hint) from error
 
 
-def _progress(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+def _progress(own_KP: torch.Tensor, fresh_KP: torch.Tensor, scale_KP: torch.Tensor) -> Floats:
     """<gradient of task j, own step of task k>, row k, column j, over pairs that rest on different examples."""
-    crossed_KK = (arrays["own_steps"] @ arrays["fresh"].T + arrays["fresh_steps"] @ arrays["own"].T) / 2
-    same_KK = (arrays["own_steps"] @ arrays["own"].T + arrays["fresh_steps"] @ arrays["fresh"].T) / 2
+    own_steps_KP, fresh_steps_KP = own_KP / scale_KP, fresh_KP / scale_KP
+    crossed_KK = (_products(own_steps_KP, fresh_KP) + _products(fresh_steps_KP, own_KP)) / 2
+    same_KK = (_products(own_steps_KP, own_KP) + _products(fresh_steps_KP, fresh_KP)) / 2
     return np.where(np.eye(len(crossed_KK), dtype=bool), crossed_KK, (crossed_KK + same_KK) / 2)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    try:
-        with safe_open(path, framework="np") as file:
-            record = json.loads((file.metadata() or {})["record"])
-            return record, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        hint = "remove the folder of the joint run and start again"
-        raise UserError(f"{path} cannot be read: {error}", hint) from error
+def _products(left_KP: torch.Tensor, right_KP: torch.Tensor) -> Floats:
+    return (left_KP @ right_KP.T).double().cpu().numpy()

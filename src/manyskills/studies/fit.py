@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from manyskills.config import TrainConfig
+from manyskills.data.preparation import read_tasks
 from manyskills.files import write_atomically
 from manyskills.training.loop import Announce, Watcher
 from manyskills.training.processes import Processes
 from manyskills.training.progress import Progress
 from manyskills.training.reporting import progress_bar
-from manyskills.training.run import begin, build_trainer, load_inputs
+from manyskills.training.run import VECTORS_FILE, begin, build_trainer, load_inputs
 from manyskills.training.run_folder import RunFolder, data_digests
 from manyskills.training.teachers import teach
 from manyskills.training.tracking import NoTracker
@@ -45,7 +46,7 @@ class Fit:
 def fit(config: TrainConfig, announce: Announce, watcher: Watcher | None = None) -> Fit:
     """Train a configuration in its output_dir, or read what an earlier call left there.
 
-    A training that was interrupted goes on where it was; one that is finished is not repeated.
+    A training that was interrupted goes on after its last validation; one that is finished is not repeated.
 
     Args:
         config: Its tasks, its output_dir.
@@ -60,6 +61,7 @@ def fit(config: TrainConfig, announce: Announce, watcher: Watcher | None = None)
     done = folder.path / FIT_FILE
     folder.check(config, resume=folder.path.exists(), overwrite=False)
     if done.is_file():
+        folder.refuse_other_data(data_digests(read_tasks(config, ("train", "valid"))))
         return Fit(**json.loads(done.read_text(encoding="utf-8")))
     processes = Processes.current()
     model, prepared = load_inputs(config, processes.device, ("train", "valid"))
@@ -71,6 +73,7 @@ def fit(config: TrainConfig, announce: Announce, watcher: Watcher | None = None)
     )
     with progress_bar(trainer.schedule.total, folder.path.name) as bar:
         progress = trainer.run(bar)
+    (folder.baselines / VECTORS_FILE).unlink(missing_ok=True)
     found = _read(progress, folder.read_metrics())
     write_atomically(done, json.dumps(asdict(found), indent=2) + "\n")
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,17 @@ from manyskills.studies.partitions import (
     best_by_groups,
     members,
     ranked,
-    subsets,
 )
 from manyskills.studies.surrogate import predicted_losses
 from manyskills.training.loop import Announce
+from manyskills.training.processes import Processes
 from manyskills.training.run_folder import RunFolder
 from manyskills.training.schedule import Schedule
 
 MEASUREMENTS, LOOKAHEADS = 12, 3
 """Of a joint run: steps in which fresh gradients are taken, and in how many of these each task's step is tried out."""
+
+AFFINITY_FILE = "affinity.jsonl"
 
 FORWARD = 0.5
 """What a forward pass costs, a training step of a frozen backbone being 1."""
@@ -49,7 +52,7 @@ def grouping(
     """Measure task affinity in one joint run and say which tasks to train together.
 
     Args:
-        config: The training that is to be grouped; its output_dir holds all that the study writes.
+        config: The training that is to be grouped; the study writes into its output_dir with `-grouping` behind it.
         announce: Gets sentences for people.
         share: Length of the joint run, as a share of the whole training.
         verify: How many of the best partitions are trained whole, and compared with what was predicted.
@@ -60,35 +63,42 @@ def grouping(
         UserError: The configuration cannot be grouped, or something is wrong with data or backbone.
     """
     _refuse(config)
-    folder = Path(config.output_dir)
-    steps = total_steps(config)
-    joint = joint_config(config, folder / "joint", max(2, round(steps * share)), steps)
-    every = joint.conflict_steps or 1
-    recorder = AffinityRecorder(folder / "affinity", max(1, (joint.max_steps or 1) // every // LOOKAHEADS))
-    announce(
-        f"one joint run of {joint.max_steps} of {steps} steps measures how {len(config.tasks)} tasks affect each other"
-    )
+    folder = study_folder(config)
+    sizes = {name: len(part.rows) for name, part in read_tasks(config, ["train"])["train"].items()}
+    steps = config.max_steps or Schedule.of(config, sum(sizes.values())).total
+    length = max(2, round(steps * share))
+    joint = joint_config(config, folder / f"joint-{length}", length)
+    path = Path(joint.output_dir) / AFFINITY_FILE
+    measurements = (joint.max_steps or 0) // (joint.conflict_steps or 1)
+    recorder = AffinityRecorder(path, list(config.tasks), max(1, measurements // LOOKAHEADS))
+    announce(f"one joint run of {joint.max_steps} steps measures what {len(config.tasks)} tasks do to each other")
     measured = fit(joint, announce, recorder)
-    affinity = read_affinity(folder / "affinity")
-    start, end = validation_losses(joint)
-    losses = predicted_losses(affinity, start, end)
-    relative = relative_to_all(losses)
-    found = ranked(len(affinity.tasks), relative)
-    verified = _verify(config, folder, steps, found[:verify], affinity.tasks, announce) if verify else ()
+    affinity = read_affinity(path)
+    losses = predicted_losses(affinity, *(values["valid_loss"] for values in ends(joint)))
+    found = ranked(len(affinity.tasks), relative_to_all(losses))
+    verified: tuple[Verified, ...] = ()
+    if verify:
+        trained = _Trained(config, folder, steps, sizes, affinity.tasks, announce)
+        verified = trained.compare(found, verify)
     result = Grouping(
         tasks=affinity.tasks,
         steps=affinity.steps,
         cosines=affinity.cosines_KK.tolist(),
         transfer=np.median(affinity.transfer_MKK, axis=0).tolist(),
-        lookahead=None if affinity.lookahead_KK is None else affinity.lookahead_KK.tolist(),
-        predicted=tuple(Predicted(_names(affinity.tasks, subset), tuple(losses[subset])) for subset in losses),
-        partitions=tuple(_groups(affinity.tasks, partition) for partition in best_by_groups(found)),
-        advised=_groups(affinity.tasks, advised(found, tolerance)),
-        cost=_cost(affinity, measured, len(list((folder / "affinity").glob("*.safetensors"))), steps),
+        lookahead=affinity.lookahead_MKK.mean(axis=0).tolist() if len(affinity.lookahead_MKK) else None,
+        predicted=tuple(Predicted(names_of(affinity.tasks, subset), tuple(losses[subset])) for subset in losses),
+        partitions=tuple(_unverified(affinity.tasks, partition) for partition in best_by_groups(found)),
+        advised=_unverified(affinity.tasks, advised(found, tolerance)),
+        cost=_cost(affinity, measured, steps),
         verified=verified,
     )
     write_atomically(folder / "grouping.json", json.dumps(result.to_dict(), indent=2) + "\n")
     return result
+
+
+def study_folder(config: TrainConfig) -> Path:
+    """Where the study writes: beside the training's own folder, which stays free for it."""
+    return Path(config.output_dir + "-grouping")
 
 
 def _refuse(config: TrainConfig) -> None:
@@ -99,17 +109,11 @@ def _refuse(config: TrainConfig) -> None:
     if isinstance(config.sampling, AlternatingConfig):
         hint = "set sampling=round_robin for the study"
         raise UserError("sampling alternating has one task a step: steps of subsets cannot be compared", hint)
+    if Processes.current().count > 1:
+        raise UserError("study grouping runs in one process", "start it without a launcher")
 
 
-def total_steps(config: TrainConfig) -> int:
-    """Steps of the whole training."""
-    if config.max_steps:
-        return config.max_steps
-    rows = read_tasks(config, ["train"])["train"]
-    return Schedule.of(config, sum(len(part.rows) for part in rows.values())).total
-
-
-def joint_config(config: TrainConfig, folder: Path, steps: int, total: int) -> TrainConfig:
+def joint_config(config: TrainConfig, folder: Path, steps: int) -> TrainConfig:
     """The run that is measured: all tasks, shorter, validated before the first and after the last step.
 
     Its learning rate follows a schedule of its own length, so that its end is comparable with the end of a training.
@@ -118,7 +122,7 @@ def joint_config(config: TrainConfig, folder: Path, steps: int, total: int) -> T
         update={
             "output_dir": str(folder),
             "max_steps": steps,
-            "eval_steps": total,
+            "eval_steps": steps,
             "save_steps": None,
             "conflict_steps": max(1, steps // MEASUREMENTS),
             "early_stopping": None,
@@ -126,9 +130,18 @@ def joint_config(config: TrainConfig, folder: Path, steps: int, total: int) -> T
     )
 
 
-def subset_config(config: TrainConfig, tasks: Sequence[str], folder: Path, steps: int) -> TrainConfig:
-    """The training of some of the tasks: for each the rows that the training of all gives it."""
-    sizes = {name: len(part.rows) for name, part in read_tasks(config, ["train"])["train"].items()}
+def subset_config(
+    config: TrainConfig, tasks: Sequence[str], folder: Path, steps: int, sizes: Mapping[str, int]
+) -> TrainConfig:
+    """The training of some of the tasks: for each the rows that the training of all gives it.
+
+    Args:
+        config: The training of all tasks.
+        tasks: Which ones.
+        folder: The output_dir.
+        steps: Of the whole training.
+        sizes: Training rows of all tasks.
+    """
     shares = task_shares(sizes, config.sampling)
     changes: dict[str, Any] = {
         "output_dir": str(folder),
@@ -139,17 +152,19 @@ def subset_config(config: TrainConfig, tasks: Sequence[str], folder: Path, steps
         "early_stopping": None,
     }
     if isinstance(config.balancing, FixedConfig):
-        changes["balancing"] = FixedConfig(weights={name: config.balancing.weights[name] for name in tasks})
+        weights = {name: config.balancing.weights[name] for name in tasks}
+        weights = weights if any(weights.values()) else dict.fromkeys(tasks, 1.0)
+        changes["balancing"] = config.balancing.model_copy(update={"weights": weights})
     if config.distillation is not None:
         teachers = {name: run for name, run in config.distillation.teachers.items() if name in tasks}
         changes["distillation"] = config.distillation.model_copy(update={"teachers": teachers}) if teachers else None
     return config.model_copy(update=changes)
 
 
-def validation_losses(config: TrainConfig) -> tuple[dict[str, float], dict[str, float]]:
-    """Each task's validation loss before the first and after the last step of a training."""
+def ends(config: TrainConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The first and the last validation of a training: before the first and after the last step."""
     valid = [record for record in RunFolder(config.output_dir).read_metrics() if record["kind"] == "valid"]
-    return valid[0]["valid_loss"], valid[-1]["valid_loss"]
+    return valid[0], valid[-1]
 
 
 def relative_to_all(losses: Mapping[Subset, Sequence[float]]) -> dict[Subset, list[float]]:
@@ -161,61 +176,74 @@ def relative_to_all(losses: Mapping[Subset, Sequence[float]]) -> dict[Subset, li
     }
 
 
-def _verify(
-    config: TrainConfig,
-    folder: Path,
-    steps: int,
-    partitions: Sequence[Partition],
-    tasks: Sequence[str],
-    announce: Announce,
-) -> tuple[Verified, ...]:
-    """Train the groups of these partitions, all tasks together and each alone, whole."""
-    everything = (1 << len(tasks)) - 1
-    baselines = [Partition((everything,), 1.0), Partition(tuple(1 << k for k in range(len(tasks))), np.nan)]
-    wanted = [*partitions, *(one for one in baselines if one.groups not in {p.groups for p in partitions})]
-    trained = train_subsets(config, {g for one in wanted for g in one.groups}, folder, steps, tasks, announce)
-    real = relative_to_all({subset: [found[1][tasks[k]] for k in members(subset)] for subset, found in trained.items()})
-    predicted = {one.groups: one.loss for one in partitions}
-    return tuple(
-        Verified(
-            groups=tuple(_names(tasks, group) for group in one.groups),
-            predicted=predicted.get(one.groups),
-            real=sum(sum(real[group]) for group in one.groups) / len(tasks),
-            metric=float(np.mean([trained[g][0].primary[tasks[k]] for g in one.groups for k in members(g)])),
+@dataclass(slots=True)
+class _Trained:
+    """Subsets of the tasks that are trained whole, each once."""
+
+    config: TrainConfig
+    folder: Path
+    steps: int
+    sizes: Mapping[str, int]
+    tasks: Sequence[str]
+    announce: Announce
+    last: dict[Subset, dict[str, Any]] = field(default_factory=dict)
+
+    def compare(self, found: Sequence[Partition], best: int) -> tuple[Verified, ...]:
+        """The best partitions, all tasks together and each alone: predicted and real.
+
+        Args:
+            found: All partitions, the best first.
+            best: How many of them are trained.
+        """
+        alone = tuple(1 << k for k in range(len(self.tasks)))
+        everything = ((1 << len(self.tasks)) - 1,)
+        wanted = [*found[:best], *(one for one in found[best:] if one.groups in (alone, everything))]
+        for subset in sorted({*everything, *(group for one in wanted for group in one.groups)}, key=_by_size):
+            self.last[subset] = self._train(subset)
+        losses = {subset: self._values(subset, "valid_loss") for subset in self.last}
+        real = relative_to_all(losses)
+        return tuple(
+            Verified(
+                groups=tuple(names_of(self.tasks, group) for group in one.groups),
+                predicted=one.loss,
+                real=sum(sum(real[group]) for group in one.groups) / len(self.tasks),
+                metric=sum(sum(self._values(group, "primary")) for group in one.groups) / len(self.tasks),
+            )
+            for one in wanted
         )
-        for one in wanted
-    )
+
+    def _train(self, subset: Subset) -> dict[str, Any]:
+        names = names_of(self.tasks, subset)
+        path = self.folder / "subsets" / "+".join(names)
+        config = subset_config(self.config, names, path, self.steps, self.sizes)
+        self.announce(f"training {', '.join(names)}")
+        fit(config, lambda _: None)
+        return ends(config)[1]
+
+    def _values(self, subset: Subset, kind: str) -> list[float]:
+        return [self.last[subset][kind][name] for name in names_of(self.tasks, subset)]
 
 
-def train_subsets(
-    config: TrainConfig, wanted: set[Subset], folder: Path, steps: int, tasks: Sequence[str], announce: Announce
-) -> dict[Subset, tuple[Fit, dict[str, float]]]:
-    """Train subsets of the tasks whole, each once: what came of it, and the validation losses after the last step."""
-    found: dict[Subset, tuple[Fit, dict[str, float]]] = {}
-    for subset in sorted(wanted | {(1 << len(tasks)) - 1}, key=subsets(len(tasks)).index):
-        names = _names(tasks, subset)
-        one = subset_config(config, names, folder / "subsets" / "+".join(names), steps)
-        announce(f"training {', '.join(names)}")
-        found[subset] = fit(one, lambda _: None), validation_losses(one)[1]
-    return found
+def _by_size(subset: Subset) -> tuple[int, int]:
+    return subset.bit_count(), subset
 
 
-def _names(tasks: Sequence[str], subset: Subset) -> tuple[str, ...]:
+def names_of(tasks: Sequence[str], subset: Subset) -> tuple[str, ...]:
+    """The tasks of a subset."""
     return tuple(tasks[k] for k in members(subset))
 
 
-def _groups(tasks: Sequence[str], partition: Partition) -> Verified:
-    groups = tuple(_names(tasks, group) for group in partition.groups)
+def _unverified(tasks: Sequence[str], partition: Partition) -> Verified:
+    groups = tuple(names_of(tasks, group) for group in partition.groups)
     return Verified(groups=groups, predicted=partition.loss, real=None, metric=None)
 
 
-def _cost(affinity: Affinity, measured: Fit, moments: int, steps: int) -> GroupingCost:
+def _cost(affinity: Affinity, measured: Fit, steps: int) -> GroupingCost:
     """In joint steps: each subset's training costs, of every task it holds, that task's part of a joint step."""
     tasks = len(affinity.tasks)
-    tried = 0 if affinity.lookahead_KK is None else LOOKAHEADS * (tasks + 1)
-    spent = measured.steps + moments + FORWARD * tried
+    tried = len(affinity.lookahead_MKK) * (tasks + 1)
     return GroupingCost(
-        steps=spent,
+        steps=measured.steps + len(affinity.steps) + FORWARD * tried,
         all_subsets=float(2 ** (tasks - 1) * steps),
         tokens=measured.tokens,
         seconds=measured.seconds,

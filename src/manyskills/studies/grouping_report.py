@@ -25,13 +25,13 @@ class Verified:
 
     Attributes:
         groups: Names.
-        predicted: Mean over tasks of the predicted loss, that of all tasks together being 1; None if it was not asked.
+        predicted: Mean over tasks of the predicted loss, that of all tasks together being 1.
         real: The same after training; None if it was not trained.
-        metric: Mean primary validation metric after training.
+        metric: Mean primary validation metric after the last step; None if it was not trained.
     """
 
     groups: tuple[tuple[str, ...], ...]
-    predicted: float | None
+    predicted: float
     real: float | None
     metric: float | None
 
@@ -130,11 +130,11 @@ def group_names(groups: Sequence[Sequence[str]]) -> str:
 
 def print_grouping(found: Grouping, console: Console) -> None:
     """Matrices, partitions and cost on a terminal."""
-    console.print(_matrix(found, found.cosines, "Gradient cosine", "mean over measured steps"))
-    console.print(_matrix(found, found.transfer, "Transfer", "share of the column's loss that a step of the row's task "
-                          "takes away, to first order, on new examples"))  # fmt: skip
+    console.print(_matrix(found, found.cosines, "Gradient cosine, mean over measured steps", "{:+.3f}"))
+    transfer = "Transfer: share of the column's loss that a step of the row's task takes away, to first order"
+    console.print(_matrix(found, found.transfer, transfer, "{:+.3%}"))
     if found.lookahead is not None:
-        console.print(_matrix(found, found.lookahead, "Lookahead affinity", "the same, tried out"))
+        console.print(_matrix(found, found.lookahead, "Lookahead affinity: the same, tried out", "{:+.3%}"))
     console.print(_partitions(found))
     console.print(f"advised: {group_names(found.advised.groups)}", highlight=False, soft_wrap=True)
     cost = found.cost
@@ -146,30 +146,31 @@ def print_grouping(found: Grouping, console: Console) -> None:
         console.print(_verified(found))
 
 
-def _matrix(found: Grouping, values: Sequence[Sequence[float]], title: str, caption: str) -> Table:
-    table = _table(f"{title}: {caption}", ["", *found.tasks])
-    for task, row in zip(found.tasks, values, strict=True):
-        table.add_row(task, *(f"{value:+.4f}" for value in row))
+def _matrix(found: Grouping, values: Sequence[Sequence[float]], title: str, form: str) -> Table:
+    """Columns have the numbers of the rows: task names are long."""
+    table = _table(title, ["", *(str(number) for number in range(1, len(found.tasks) + 1))])
+    for number, (task, row) in enumerate(zip(found.tasks, values, strict=True), start=1):
+        table.add_row(f"{number} {task}", *(form.format(value) for value in row))
     return table
 
 
 def _partitions(found: Grouping) -> Table:
     """Gains in loss: positive is better."""
-    table = _table("Best partition for every number of groups, as predicted", ["groups", "tasks", "over all together",
-                   "over each alone"])  # fmt: skip
+    title = "Best partition for every number of groups, gain in loss as predicted at the joint run's length"
+    table = _table(title, ["groups", "tasks", "over all together", "over each alone"])
     alone = found.relative_alone()
     for one in found.partitions:
-        assert one.predicted is not None
         table.add_row(str(len(one.groups)), group_names(one.groups), f"{1 - one.predicted:+.2%}",
                       f"{1 - one.predicted / alone:+.2%}")  # fmt: skip
     return table
 
 
 def _verified(found: Grouping) -> Table:
-    table = _table("Trained", ["tasks", "predicted gain in loss over all together", "real", "mean validation metric"])
+    title = "Trained whole: gain in loss over all together, and mean validation metric, after the last step"
+    table = _table(title, ["tasks", "predicted", "real", "metric"])
     for one in found.verified:
-        predicted = "" if one.predicted is None else f"{1 - one.predicted:+.2%}"
-        table.add_row(group_names(one.groups), predicted, f"{1 - (one.real or 1):+.2%}", f"{one.metric:.4f}")
+        assert one.real is not None
+        table.add_row(group_names(one.groups), f"{1 - one.predicted:+.2%}", f"{1 - one.real:+.2%}", f"{one.metric:.4f}")
     return table
 
 
@@ -179,5 +180,6 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 or column == "tasks" else "right", overflow="fold")
+        left = column == "tasks" or (number == 0 and column != "groups")
+        table.add_column(column, justify="left" if left else "right", no_wrap=not left, overflow="fold")
     return table

@@ -3,8 +3,8 @@
 Shape legend: K tasks, M measured steps.
 
 AdamW gives a step about the same length whoever asks for it, so tasks that train together share it: with independent
-gradients of mean squared lengths e, the part of task k in a step of subset S is r_k = sqrt(e_k / sum_S e). The
-surrogate is linear in these parts. What a step of S does to the loss of task j is
+gradients of squared lengths e, as they enter the update, the part of task k in a step of subset S is
+r_k = sqrt(e_k / sum_S e). The surrogate is linear in these parts. What a step of S does to the loss of task j is
 
     p_j(S) = sum_{k in S} r_k A_kj,
 
@@ -13,6 +13,9 @@ off by orders of magnitude. The loss that task j ends with is that of the joint 
 over as many steps as make the joint run's own reduction out of its own speed:
 
     log L_j(S) = log L_j(all) - n_j (p_j(S) - p_j(all)),    n_j = (log L_j(0) - log L_j(all)) / p_j(all).
+
+n_j is at most the number of the last measured step, and the difference of the logarithms at most `FARTHEST` times the
+joint run's reduction: a speed near zero would else decide alone.
 """
 
 from __future__ import annotations
@@ -25,12 +28,14 @@ import numpy as np
 from manyskills.studies.affinity import Affinity
 from manyskills.studies.partitions import Subset, members, subsets
 
+FARTHEST = 2.0
+
 
 def speeds(affinity: Affinity, subset: Subset) -> dict[int, float]:
     """p_j(S) for each task of a subset, by number."""
     transfer_KK = np.median(affinity.transfer_MKK, axis=0)
     chosen = members(subset)
-    energies = affinity.energies_K[chosen]
+    energies = np.median(affinity.energies_MK, axis=0)[chosen]
     parts = np.sqrt(energies / energies.sum())
     return {j: float(parts @ transfer_KK[chosen, j]) for j in chosen}
 
@@ -53,8 +58,11 @@ def predicted_losses(
     together, steps = speeds(affinity, everything), effective_steps(affinity, start, end)
     found: dict[Subset, list[float]] = {}
     for subset in subsets(len(names)):
-        ahead = {j: steps[j] * (speed - together[j]) for j, speed in speeds(affinity, subset).items()}
-        found[subset] = [end[names[j]] * math.exp(-gain) for j, gain in ahead.items()]
+        found[subset] = []
+        for j, speed in speeds(affinity, subset).items():
+            reach = FARTHEST * abs(math.log(start[names[j]] / end[names[j]]))
+            ahead = min(max(steps[j] * (speed - together[j]), -reach), reach)
+            found[subset].append(end[names[j]] * math.exp(-ahead))
     return found
 
 

@@ -6,13 +6,13 @@ write is None.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from manyskills.config import EarlyStoppingConfig, SamplingConfig
+from manyskills.config import AlternatingConfig, EarlyStoppingConfig, SamplingConfig
 from manyskills.data.sampling import Phase, task_shares
 from manyskills.evaluation.conflict import conflict_summary
 from manyskills.studies.runs import FinishedRun
@@ -95,6 +95,15 @@ def training_facts(run: FinishedRun, task: str) -> TrainingFacts:
     )
 
 
+def batch_share(run: FinishedRun, task: str) -> float | None:
+    """Rows of the task in a step that holds all tasks; None where each step is of one task, or it is not known."""
+    try:
+        one_task = isinstance(_sampling(run), AlternatingConfig)
+        return None if one_task else _rows_a_step(run, run.tasks)[task]
+    except (KeyError, ValidationError):  # written by another version
+        return None
+
+
 def _validations(run: FinishedRun) -> list[Mapping[str, Any]]:
     return [record for record in run.records if record.get("kind") == "valid" and "primary" in record]
 
@@ -131,19 +140,26 @@ def _tokens(run: FinishedRun, step: int | None) -> int | None:
 def _rows_seen(run: FinishedRun, task: str, step: int | None) -> int | None:
     """Rows drawn up to a step: each phase of the run has its tasks' shares of the batch."""
     try:
-        sampling = TypeAdapter(SamplingConfig).validate_python(run.config["sampling"])
-        sizes = {name: entry["rows"]["train"] for name, entry in run.results["tasks"].items()}
-        phases, batch_size = _phases(run), run.config["batch_size"]
+        phases = _phases(run)
+        rows = [_rows_a_step(run, phase.active).get(task, 0.0) for phase in phases]
     except (KeyError, ValidationError):  # written by another version
         return None
     if step is None:
         return None
-    drawn = 0.0
-    for phase, end in zip(phases, [*(following.start for following in phases[1:]), step], strict=True):
-        steps = max(0, min(end, step) - phase.start)
-        if task in phase.active:
-            drawn += steps * batch_size * task_shares({name: sizes[name] for name in phase.active}, sampling)[task]
-    return round(drawn)
+    ends = [*(following.start for following in phases[1:]), step]
+    spans = [max(0, min(end, step) - phase.start) for phase, end in zip(phases, ends, strict=True)]
+    return round(sum(steps * drawn for steps, drawn in zip(spans, rows, strict=True)))
+
+
+def _rows_a_step(run: FinishedRun, active: Sequence[str]) -> dict[str, float]:
+    """Rows of each of these tasks in a step, on average, while they are drawn from."""
+    sizes = {name: run.results["tasks"][name]["rows"]["train"] for name in active}
+    shares = task_shares(sizes, _sampling(run))
+    return {name: run.config["batch_size"] * share for name, share in shares.items()}
+
+
+def _sampling(run: FinishedRun) -> SamplingConfig:
+    return TypeAdapter(SamplingConfig).validate_python(run.config["sampling"])
 
 
 def _phases(run: FinishedRun) -> list[Phase]:

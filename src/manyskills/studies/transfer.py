@@ -27,7 +27,7 @@ from manyskills.studies.runs import (
     read_run,
     refuse_other_data,
 )
-from manyskills.studies.training_facts import training_facts
+from manyskills.studies.training_facts import batch_share, training_facts
 from manyskills.studies.transfer_report import TaskTransfer, Transfer
 
 RESAMPLES, PERMUTATIONS, CONFIDENCE = 2_000, 10_000, 0.95
@@ -89,7 +89,7 @@ def _multi_runs(folders: Sequence[Path]) -> list[FinishedRun]:
             what = f"{run.path} holds {', '.join(run.tasks)}, and {runs[0].path} {', '.join(runs[0].tasks)}"
             raise UserError(what, "multi-task runs may differ only in their seed")
     _refuse_more_than_seeds(runs)
-    return runs
+    return _by_seed(runs)
 
 
 def _single_runs(folders: Sequence[Path], together: FinishedRun) -> dict[str, list[FinishedRun]]:
@@ -111,7 +111,12 @@ def _single_runs(folders: Sequence[Path], together: FinishedRun) -> dict[str, li
         if runs[0].metric(task) != together.metric(task):
             what = f"{runs[0].path} measures {task} by {runs[0].metric(task)}, and {together.path} by"
             raise UserError(f"{what} {together.metric(task)}", "compare runs with the same primary metric")
-    return found
+    return {task: _by_seed(runs) for task, runs in found.items()}
+
+
+def _by_seed(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """The test lets runs change answers pair by pair: the pairs are of one seed then, in whatever order they came."""
+    return sorted(runs, key=lambda run: run.seed)
 
 
 def _read_all(folders: Sequence[Path]) -> list[FinishedRun]:
@@ -177,7 +182,8 @@ def _relative_gain(compared: Mapping[str, Comparison], replicates: Mapping[str, 
 def _notes(together: Sequence[FinishedRun], alone: Mapping[str, Sequence[FinishedRun]]) -> list[str]:
     found = []
     for task, runs in alone.items():
-        if changed := changed_settings(together[0], runs[0], but=BETWEEN_TASKS):
+        but = BETWEEN_TASKS | ({"batch_size"} if _same_part_of_batch(together[0], runs[0], task) else frozenset())
+        if changed := changed_settings(together[0], runs[0], but=but):
             found.append(f"{task}: the multi-task and the single-task runs also differ in {', '.join(changed)}")
     few = [task for task, runs in alone.items() if len(runs) == 1]
     if len(together) == 1 or few:
@@ -185,3 +191,10 @@ def _notes(together: Sequence[FinishedRun], alone: Mapping[str, Sequence[Finishe
         who += [f"{', '.join(few)} alone"] if few else []
         found.append(f"one seed only for {' and '.join(who)}: how far results move with the seed is not known")
     return found
+
+
+def _same_part_of_batch(together: FinishedRun, alone: FinishedRun, task: str) -> bool:
+    """Whether a step holds as many rows of the task alone as among all; a part that is no whole number may be rounded
+    either way."""
+    share = batch_share(together, task)
+    return share is not None and abs(share - alone.config["batch_size"]) < 1

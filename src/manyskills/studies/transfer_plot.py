@@ -23,7 +23,7 @@ def plot_transfer(report: Transfer, path: str | Path) -> None:
         report: What is drawn.
         path: The PNG to write.
     """
-    figure = Figure(figsize=(8.5, 1.7 + 0.62 * len(report.tasks)), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8.5, 1.95 + 0.62 * len(report.tasks)), dpi=150, layout="constrained")
     axes = figure.subplots()
     for row, found in enumerate(report.tasks):
         _row(axes, row, found)
@@ -34,15 +34,17 @@ def plot_transfer(report: Transfer, path: str | Path) -> None:
     dress(axes, "Learnt together minus learnt alone, on test", None)
     axes.set_xlabel(f"difference of the primary metric, {report.confidence:.0%} interval", color=INK)
     axes.grid(visible=False, axis="y")
-    drawn = {found.verdict for found in report.tasks}
+    drawn = {found.verdict_words: found for found in report.tasks}
     handles = [
-        axes.plot([], [], MARKERS[verdict], color=COLOURS[verdict], markersize=7, label=_legend(verdict))[0]
-        for verdict in COLOURS
-        if verdict in drawn
-    ]
+        axes.plot(
+            [], [], MARKERS[found.verdict], color=COLOURS[found.verdict], markerfacecolor=_fill(found), markersize=7,
+            label=_legend(found),
+        )[0]
+        for _, found in sorted(drawn.items())
+    ]  # fmt: skip
     if any(found.range_over_runs for found in report.tasks):
         handles += axes.plot([], [], color=RANGE_COLOUR, linewidth=5, label="range over pairs of runs")
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     write_figure(figure, Path(path))
 
 
@@ -56,12 +58,18 @@ def _row(axes: Axes, row: int, found: TaskTransfer) -> None:
     if difference.low is not None and difference.high is not None:
         axes.plot([difference.low, difference.high], [row, row], color=colour, linewidth=2, solid_capstyle="round")
     axes.plot(
-        difference.value, row, MARKERS[found.verdict], color=colour, markersize=8, markeredgecolor="white", zorder=3
-    )
+        difference.value, row, MARKERS[found.verdict], color=colour, markersize=8, zorder=3,
+        markerfacecolor=_fill(found), markeredgecolor=colour if found.on_these_runs else "white",
+    )  # fmt: skip
     axes.annotate(
-        f"{difference.value:+.3f}", (difference.value, row), xytext=(0, 8), textcoords="offset points",
+        f"{difference.value:+z.3f}", (difference.value, row), xytext=(0, 8), textcoords="offset points",
         ha="center", fontsize=8, color=INK,
     )  # fmt: skip
+
+
+def _fill(found: TaskTransfer) -> str:
+    """Of its marker, which is hollow where the verdict is about these runs only."""
+    return "white" if found.on_these_runs else COLOURS[found.verdict]
 
 
 def _label(found: TaskTransfer) -> str:
@@ -69,5 +77,6 @@ def _label(found: TaskTransfer) -> str:
     return f"{found.task}\n{metric}{', synthetic labels' if found.synthetic else ''}"
 
 
-def _legend(verdict: str) -> str:
-    return verdict if verdict == "no difference found" else f"{verdict} (corrected p < 0.05)"
+def _legend(found: TaskTransfer) -> str:
+    certain = "" if found.verdict == "no difference found" else " (corrected p < 0.05)"
+    return found.verdict_words + certain

@@ -49,6 +49,18 @@ class TaskTransfer:
         return "helps" if difference > 0 else "hurts"
 
     @property
+    def on_these_runs(self) -> bool:
+        """Whether the verdict is about these runs only: one side has one seed, or the range over runs holds 0."""
+        one_seed = min(len(self.multi_values), len(self.single_values)) == 1
+        spread = self.range_over_runs
+        return self.verdict != "no difference found" and (one_seed or spread is None or spread[0] <= 0 <= spread[1])
+
+    @property
+    def verdict_words(self) -> str:
+        """The verdict, with what it is about where that is less than the recipe."""
+        return f"{self.verdict} on these runs" if self.on_these_runs else self.verdict
+
+    @property
     def range_over_runs(self) -> tuple[float, float] | None:
         """The least and the largest difference of one multi-task and one single-task run; None if one is undefined or
         there are only two runs."""
@@ -67,6 +79,7 @@ class TaskTransfer:
             "comparison": self.comparison.to_dict(),
             "corrected_p": self.corrected_p,
             "verdict": self.verdict,
+            "on_these_runs": self.on_these_runs,
             "multi_values": list(self.multi_values),
             "single_values": list(self.single_values),
             "range_over_runs": self.range_over_runs and list(self.range_over_runs),

@@ -24,10 +24,11 @@ def method_text(report: Transfer) -> str:
     return (
         "Difference: multi-task minus single-task, means over runs, with the "
         f"{report.confidence:.0%} interval of a paired bootstrap over test rows ({report.resamples:,} resamples). "
-        "p: approximate randomisation, the answers to a row swapped between the systems "
+        "p: approximate randomisation of the same difference, the answers to a row swapped between the systems "
         f"({report.permutations:,} permutations); corrected p: Holm-Bonferroni over {len(report.tasks)} tasks. "
         "Interval and test are about the rows, with these runs as they are; how far the metric moves with the seed is "
-        "the range over pairs of runs."
+        "the range over pairs of runs. A verdict is one on these runs where a side has one seed only, or where that "
+        "range holds 0."
     )
 
 
@@ -36,8 +37,8 @@ def gain_text(report: Transfer) -> str:
     gain = report.relative_gain
     if gain.value is None:
         return "Mean relative gain over tasks: undefined, because a single-task metric is 0 or undefined."
-    interval = "" if gain.low is None or gain.high is None else f" [{gain.low:+.1%}, {gain.high:+.1%}]"
-    return f"Mean relative gain over tasks (Delta_m, Maninis et al. 2019): {gain.value:+.1%}{interval}"
+    interval = "" if gain.low is None or gain.high is None else f" [{gain.low:+z.1%}, {gain.high:+z.1%}]"
+    return f"Mean relative gain over tasks (Delta_m, Maninis et al. 2019): {gain.value:+z.1%}{interval}"
 
 
 def task_sentences(found: TaskTransfer) -> str:
@@ -107,7 +108,7 @@ def _cells(found: TaskTransfer) -> list[str]:
         p_text(compared.p_value),
         p_text(found.corrected_p),
         f"{compared.better:,} / {compared.worse:,}",
-        found.verdict,
+        found.verdict_words,
     ]
 
 
@@ -123,8 +124,8 @@ def _signed(estimate: Estimate) -> str:
     if estimate.value is None:
         return "undefined"
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:+.3f}"
-    return f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+        return f"{estimate.value:+z.3f}"
+    return f"{estimate.value:+z.3f} [{estimate.low:+z.3f}, {estimate.high:+z.3f}]"
 
 
 def p_text(p: float) -> str:
@@ -137,17 +138,19 @@ def p_text(p: float) -> str:
 
 def _difference(found: TaskTransfer) -> str:
     compared = found.comparison
-    if not compared.better + compared.worse:
+    changed = compared.better + compared.worse
+    if not changed and not compared.difference.value:
         value = f"{_number(compared.first.value)} {_metric(found)}"
         return f"no row is answered better or worse ({value}): p 1, {found.verdict}."
     values = f"{_number(compared.first.value)} against {_number(compared.second.value)} {_metric(found)}"
-    tests = f"p {p_text(compared.p_value)}, corrected {p_text(found.corrected_p)}: {found.verdict}"
-    changed = compared.better + compared.worse
+    tests = f"p {p_text(compared.p_value)}, corrected {p_text(found.corrected_p)}: {found.verdict_words}"
     effect = (
         f"{compared.effect_words}: of {compared.rows:,} rows {changed:,} differ, {compared.better:,} for the better"
+        if changed
+        else f"none of {compared.rows:,} rows is answered better or worse on average over the runs"
     )
     spread = found.range_over_runs
-    runs = "" if spread is None else f" Over pairs of runs the difference is {spread[0]:+.3f} to {spread[1]:+.3f}."
+    runs = "" if spread is None else f" Over pairs of runs the difference is {spread[0]:+z.3f} to {spread[1]:+z.3f}."
     return f"{_signed(compared.difference)} ({values}), {tests} ({effect}).{runs}"
 
 
@@ -199,7 +202,7 @@ def _checkpoint(found: TaskTransfer) -> Iterator[str]:
     if lost is not None:
         own = _steps([facts.own_best_step for facts in found.multi_facts])
         shared = _steps([facts.best_step for facts in found.multi_facts])
-        yield f"its own best was step {own}, the shared checkpoint is step {shared} ({-lost:+.3f} on validation)"
+        yield f"its own best was step {own}, the shared checkpoint is step {shared} ({-lost:+z.3f} on validation)"
     if stopped := sum(facts.stopped for facts in found.multi_facts):
         runs = len(found.multi_facts)
         yield "it was stopped early" + (f" in {stopped} of {runs} runs" if runs > 1 else "")

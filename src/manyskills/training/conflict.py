@@ -72,13 +72,24 @@ class Watch:
     best_step: dict[str, int] = field(default_factory=dict)
     low: dict[str, int] = field(default_factory=dict)
 
-    def stepped(self, step: int, weights: Mapping[str, float], active: Sequence[str]) -> list[ConflictWarning]:
+    def stepped(self, step: int, tasks: Sequence[str], active: Sequence[str]) -> list[ConflictWarning]:
         """Note a step.
 
         Args:
             step: Its number, counted from 1.
+            tasks: Those that it held.
+            active: Those that were drawn from.
+        """
+        self.present = [*self.present, list(tasks)][-WINDOW:]
+        return self._rare(step, active)
+
+    def weighed(self, step: int, weights: Mapping[str, float]) -> list[ConflictWarning]:
+        """Note the weights of a step's losses. Those of gradients are no sign of a collapse: a rule may give a long
+        gradient a small one; `measured` is for them.
+
+        Args:
+            step: Its number, counted from 1.
             weights: Effective weights of the tasks that it held.
-            active: Tasks that were drawn from.
         """
         recent = {task: _append(self.weights, task, weight) for task, weight in weights.items()}
         means = {task: fmean(values) for task, values in recent.items() if len(values) == RECENT}
@@ -86,8 +97,7 @@ class Watch:
         for task in collapsed(means):
             text = f"the weight of {task} has collapsed to {means[task]:.2%}; it is hardly trained any more"
             found += self._warn("collapse", task, step, text, "balancing=uniform does not do this")
-        self.present = [*self.present, list(weights)][-WINDOW:]
-        return found + self._rare(step, active)
+        return found
 
     def _rare(self, step: int, active: Sequence[str]) -> list[ConflictWarning]:
         """Half of the average task's steps is still no starvation: of twelve tasks in turn, each is rare."""
@@ -107,8 +117,8 @@ class Watch:
 
         Args:
             step: Its number, counted from 1.
-            norms: By task, the length of its gradient on the shared module.
-            factors: By task, what its gradient counted in the update.
+            norms: By task, the length of the balanced loss's gradient on the shared module.
+            factors: By task, what this gradient counted in the update.
             losses: By task, its loss relative to chance level.
         """
         parts = {task: abs(factors[task]) * norm for task, norm in norms.items()}

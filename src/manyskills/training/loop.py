@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from manyskills.config import RoundRobinConfig, TrainConfig
+from manyskills.config import AlternatingConfig, FixedConfig, TrainConfig
 from manyskills.data.preparation import Prepared, synthetic_tasks
 from manyskills.data.sampling import Phase, Sampler
-from manyskills.data.text_set import gather
+from manyskills.data.sampling_rows import sample_examples
+from manyskills.data.text_set import Examples, gather
 from manyskills.errors import UserError
 from manyskills.evaluation.answers import choose_thresholds, plain_metrics
 from manyskills.evaluation.outputs import evaluation_losses, task_outputs
@@ -28,9 +30,10 @@ from manyskills.model.encoding import ChunkEncoder, encode_texts
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.saved import saved_step
 from manyskills.tasks import get_task
-from manyskills.training.balancing import build_balancing, shares
+from manyskills.training.balancing import Rule, build_balancing, shares
 from manyskills.training.conflict import ConflictWarning, metric_rows
 from manyskills.training.distillation import annealed
+from manyskills.training.interval import Interval
 from manyskills.training.optimizer import Optimizer
 from manyskills.training.processes import Processes
 from manyskills.training.progress import Progress, selection_score
@@ -51,6 +54,9 @@ from manyskills.training.vectors import PrecomputedVectors, VectorSource
 STATE_FILE, OPTIMIZER_FILE, BALANCING_FILE = "trainer_state.json", "optimizer.safetensors", "balancing.safetensors"
 MEASURED = 2**28
 """Values of all tasks' gradients together (1 GiB) up to which they are measured without being asked for."""
+LESS_MEMORY = "lower token_budget, set step_memory=cached, or lower max_length"
+
+BROKEN = "restore the file from a copy, or start anew with --overwrite"
 
 Announce = Callable[[str], None]
 
@@ -62,6 +68,7 @@ class Moment:
     Attributes:
         step: Counted from 0.
         losses: Each task's loss in it, as it is balanced.
+        factors: What each task's gradient counts in the update.
         gradients: Each task's, on the shared module.
         rate: The learning rate of the shared module in it.
         fresh_gradients: Gives the tasks' gradients for the next step's examples, which the weights have not seen.
@@ -70,6 +77,7 @@ class Moment:
 
     step: int
     losses: dict[str, float]
+    factors: dict[str, float]
     gradients: TaskGradients
     rate: float
     fresh_gradients: Callable[[], TaskGradients]
@@ -93,7 +101,7 @@ class Trainer:
         announce: Gets sentences for people.
         start: Vectors of the validation texts at step 0, where they are known already.
         encoder: How a chunk of the validation texts is encoded; default: by the whole backbone.
-        watcher: Is shown each measured step's gradients.
+        watcher: Is shown each measured step's gradients, but for the last step's, which no step follows.
     """
 
     def __init__(
@@ -118,6 +126,11 @@ class Trainer:
         self.schedule = Schedule.of(config, sum(len(part) for part in train.values()))
         self.sampler = Sampler(train, config.sampling, config.batch_size, config.seed, positive_shares(config))
         self.rule = build_balancing(config.balancing, list(config.tasks), config.seed)
+        self.followed = {  # the same rows in each measurement: others differ by more than some steps change a loss
+            name: sample_examples(part, self.rule.needs.validation_rows, f"{config.seed}/{name}/balancing")
+            for name, part in prepared.examples["valid"].items()
+        }
+        self.unweighted = unweighted(config)
         self.conflict_steps = conflict_steps(config, model)
         self.optimizer = Optimizer(model, config, self.schedule.total)
         self.progress = Progress([Phase(0, tuple(config.tasks))])
@@ -132,6 +145,7 @@ class Trainer:
             UserError: The loss is not finite, memory or disk space ran out.
         """
         self._restore()
+        self._announce_unmeasured()
         bar.update(self.progress.step)
         if self.progress.step == 0 and not self.progress.baseline:
             self._validate()
@@ -147,31 +161,36 @@ class Trainer:
     def step(self, bar: Any) -> None:
         """One update."""
         step, started = self.progress.step, time.perf_counter()
-        drawn = self.sampler.at(step, self.progress.phases)
-        batch = annealed(drawn, self.config.distillation, step / self.schedule.total)
-        seed = self._seed(step)
-        with clear_failures(f"step {step + 1}"):
+        batch, seed = self._batch(step), self._seed(step)
+        with clear_failures(f"step {step + 1}", less_memory(self.rule)):
             if self.rule.needs.validation_every and step % self.rule.needs.validation_every == 0:
-                self.rule.validated(self._some_validation_losses(step // self.rule.needs.validation_every))
+                self.rule.validated(self._some_validation_losses())
             self.model.train()
-            measure = self._measures(step + 1)
+            measure = self._measures(batch)
             result = accumulate_gradients(
                 self.model, self.source, batch, self.rule, seed, measure=measure, processes=self.processes
             )
-            if result.gradients is not None and self.watcher is not None:
+            following = step + 1 < self.schedule.total
+            if self.watcher is not None and measure and following and result.gradients is not None:
                 self.watcher(self._moment(step, result, result.gradients))
             rate = self.optimizer.update(step)
             if self.rule.needs.repeat_every and step % self.rule.needs.repeat_every == 0:
                 again = repeat_losses(self.model, self.source, batch, self.rule, seed, apart=measure)
                 self.rule.repeated(balanced_losses(self.rule, again, self.processes))
         self.progress.step += 1
+        for name in batch:
+            self.progress.turns[name] = self.progress.turns.get(name, 0) + 1
         self.progress.tokens += int(self.prepared.store.lengths_N[result.unique_N].sum())
         self.progress.seconds += time.perf_counter() - started
-        self._log(result, rate, bar)
+        self._log(result, rate, bar, measured=measure)
+
+    def _batch(self, step: int) -> dict[str, Examples]:
+        """A step's examples, the teachers' weight in them being that of the step."""
+        drawn = self.sampler.at(step, self.progress.phases)
+        return annealed(drawn, self.config.distillation, step / self.schedule.total)
 
     def _moment(self, step: int, result: StepResult, gradients: TaskGradients) -> Moment:
-        following = self.sampler.at(step + 1, self.progress.phases)
-        seed = self._seed(step + 1)
+        following, seed = self._batch(step + 1), self._seed(step + 1)
 
         def fresh_gradients() -> TaskGradients:
             return measure_gradients(self.model, self.source, following, self.rule, seed)
@@ -181,56 +200,72 @@ class Trainer:
             return balanced_losses(self.rule, losses, self.processes)
 
         losses = result.losses if self.rule.raw_losses else result.scaled_losses
-        return Moment(step, losses, gradients, self.optimizer.rate(step), fresh_gradients, fresh_losses)
+        rate = self.optimizer.rate(step)
+        return Moment(step, losses, result.factors, gradients, rate, fresh_gradients, fresh_losses)
 
     def _seed(self, step: int) -> int:
         """Of a step's random numbers."""
         return int(np.random.SeedSequence((self.config.seed, step)).generate_state(1)[0])
 
-    def _measures(self, done: int) -> bool:
-        """Whether each task's gradient is measured in this step (counted from 1); the first always is."""
-        return bool(self.conflict_steps) and (done % self.conflict_steps == 0 or done == 1)
+    def _measures(self, batch: Mapping[str, Examples]) -> bool:
+        """Whether each task's gradient is measured in this step: in the first and every `conflict_steps`-th one.
+
+        In alternating steps a task's own are counted: else the same tasks' turns would always be the ones measured.
+        """
+        if not self.conflict_steps:
+            return False
+        alternating = isinstance(self.config.sampling, AlternatingConfig)
+        before = self.progress.turns.get(next(iter(batch)), 0) if alternating else self.progress.step
+        return before == 0 or (before + 1) % self.conflict_steps == 0
 
     @torch.no_grad()
-    def _some_validation_losses(self, number: int) -> dict[str, float]:
-        """Losses on a few validation rows of each task that is still drawn from, others in each measurement."""
-        valid = {name: self.prepared.examples["valid"][name] for name in self.progress.active}
-        size = self.rule.needs.validation_rows * len(valid)
-        batch = Sampler(valid, RoundRobinConfig(), size, self.config.seed).at(number, [Phase(0, tuple(valid))])
+    def _some_validation_losses(self) -> dict[str, float]:
+        """Losses on some validation rows, always the same ones, of each task that is still drawn from."""
+        batch = {name: self.followed[name] for name in self.progress.active}
         texts = gather(batch)
         vectors_ND = self._encode(texts.unique_N)
         losses = task_losses(self.model, texts, vectors_ND.to(self.model.device))
         return balanced_losses(self.rule, losses, self.processes)
 
-    def _log(self, result: StepResult, rate: float, bar: Any) -> None:
-        weights = shares(result.factors)
-        self._warn(self.progress.watch.stepped(self.progress.step, weights, self.progress.active))
-        if result.gradients is not None:
-            norms = result.gradients.norms()
-            self._warn(self.progress.watch.measured(self.progress.step, norms, result.factors, result.scaled_losses))
+    def _log(self, result: StepResult, rate: float, bar: Any, *, measured: bool) -> None:
+        norms = None if result.gradients is None else result.gradients.norms()
+        self._watch(result, norms)
+        self.progress.interval.add(result.losses, result.scaled_losses, shares(result.factors))
         bar.update(1)
         bar.set_postfix({name[:8]: f"{loss:.2f}" for name, loss in result.scaled_losses.items()}, refresh=False)
         done = self.progress.step
-        if done % self.config.logging_steps and done != 1 and not self._measures(done):
+        if done % self.config.logging_steps and done != 1 and not measured:
             return
         record: dict[str, Any] = {
             "kind": "train",
             "step": done,
-            "loss": result.losses,
-            "scaled_loss": result.scaled_losses,
-            "weights": weights,
+            **self.progress.interval.means(),
             "learning_rate": rate,
             "texts": len(result.unique_N),
             "tokens": self.progress.tokens,
             "seconds": round(self.progress.seconds, 3),
         }
-        if result.gradients is not None:
+        if result.gradients is not None and norms is not None:
+            units = result.chances if self.rule.raw_losses else dict.fromkeys(norms, 1.0)
             record |= {
                 "factors": result.factors,
-                "gradient_norms": result.gradients.norms(),
+                "gradient_norms": {name: norm / units[name] for name, norm in norms.items()},
                 "gradient_cosines": result.gradients.cosines(),
             }
+        self.progress.interval = Interval()
         self._record(record)
+
+    def _watch(self, result: StepResult, norms: Mapping[str, float] | None) -> None:
+        """Warn of what this step shows, but for tasks that were given a weight of 0."""
+        watch, step = self.progress.watch, self.progress.step
+        meant = [name for name in result.factors if name not in self.unweighted]
+        self._warn(watch.stepped(step, list(result.factors), self.progress.active))
+        if not self.rule.on_gradients:
+            weights = shares(result.factors)
+            self._warn(watch.weighed(step, {name: weights[name] for name in meant}))
+        if norms is not None:
+            lengths = {name: norms[name] for name in meant}
+            self._warn(watch.measured(step, lengths, result.factors, result.scaled_losses))
 
     def _warn(self, warnings: list[ConflictWarning]) -> None:
         for warning in warnings:
@@ -242,10 +277,10 @@ class Trainer:
             self.tracker.log(numbers(record), record["step"])
 
     def _validate(self) -> None:
-        with clear_failures(f"validation at step {self.progress.step}"):
+        with clear_failures(f"validation at step {self.progress.step}", LESS_MEMORY):
             vectors_ND = self._valid_vectors()
             outputs = task_outputs(self.model, self.prepared.examples["valid"], vectors_ND)
-            losses = evaluation_losses(self.model, self.prepared.examples["valid"], vectors_ND)
+            losses = evaluation_losses(self.model, self.prepared.examples["valid"], vectors_ND, outputs)
         metric = {name: get_task(name).primary_metric for name in self.config.tasks}
         thresholds = choose_thresholds(outputs, metric)
         metrics = {name: {key: defined(value) for key, value in values.items()}
@@ -277,6 +312,12 @@ class Trainer:
         tasks that stop in one process only would set the processes apart for good."""
         self.progress = Progress.from_dict(self.processes.agree(self.progress.to_dict()))
         self.processes.copy_from_main(p for _, p in self.model.head_parameters())
+
+    def _announce_unmeasured(self) -> None:
+        values = gradient_values(self.config, self.model)
+        if values > MEASURED and self.config.conflict_steps is None and not self.rule.on_gradients:
+            taken = f"the tasks' gradients are not measured, because they would take {4 * values / 2**30:.1f} GiB"
+            self.announce(f"{taken}; conflict_steps={self.config.logging_steps} measures them all the same")
 
     def _announce_stopped(self, before: tuple[str, ...]) -> None:
         for name in before:
@@ -349,7 +390,7 @@ class Trainer:
         load_weights(self.model, self.folder.last)
         self.optimizer.load(self.folder.last / OPTIMIZER_FILE)
         self.progress = read_progress(self.folder.last / STATE_FILE)
-        self.rule.restore(load_file(self.folder.last / BALANCING_FILE))
+        restore_rule(self.rule, self.folder.last / BALANCING_FILE)
         if self.processes.is_main:
             self.folder.trim_metrics(self.progress.step)
         self._save_best()
@@ -366,20 +407,35 @@ def read_progress(path: Path) -> Progress:
     try:
         return Progress.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as error:
-        hint = "restore the file from a copy, or start anew with --overwrite"
-        raise UserError(f"{path} is not what manyskills writes: {error}", hint) from error
+        raise UserError(f"{path} is not what manyskills writes: {error}", BROKEN) from error
+
+
+def restore_rule(rule: Rule, path: Path) -> None:
+    """Give a rule the state that a checkpoint holds.
+
+    Raises:
+        UserError: The file is missing or broken.
+    """
+    try:
+        rule.restore(load_file(path))
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is not what manyskills writes: {error}", BROKEN) from error
+
+
+def less_memory(rule: Rule) -> str:
+    """What helps where a step does not fit."""
+    return f"{LESS_MEMORY}, or balance losses instead of gradients" if rule.on_gradients else LESS_MEMORY
 
 
 @contextmanager
-def clear_failures(place: str) -> Iterator[None]:
+def clear_failures(place: str, needs_less: str) -> Iterator[None]:
     """Says where a loss was not finite or memory ran out, and what helps."""
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        hint = "lower token_budget, set step_memory=cached, or lower max_length"
-        raise UserError(f"{place}: the device's memory is full", hint) from error
+        raise UserError(f"{place}: the device's memory is full", needs_less) from error
     except UserError as error:
         raise UserError(f"{place}: {error.message}", error.hint) from error
 
@@ -390,12 +446,24 @@ def conflict_steps(config: TrainConfig, model: MultiTaskModel) -> int:
     Unless it is asked for, gradients that would take more than `MEASURED` values are not measured: full fine-tuning of
     a large model would need its memory several times over.
     """
-    shared = sum(p.numel() for _, p in model.shared_parameters())
-    if len(config.tasks) < 2 or not shared:
+    values = gradient_values(config, model)
+    if not values:
         return 0
     if config.conflict_steps is not None:
         return config.conflict_steps
-    return config.logging_steps if shared * len(config.tasks) <= MEASURED else 0
+    return config.logging_steps if values <= MEASURED else 0
+
+
+def gradient_values(config: TrainConfig, model: MultiTaskModel) -> int:
+    """Values of all tasks' gradients together; 0 where there is nothing to compare."""
+    shared = sum(p.numel() for _, p in model.shared_parameters())
+    return shared * len(config.tasks) if len(config.tasks) > 1 else 0
+
+
+def unweighted(config: TrainConfig) -> frozenset[str]:
+    """Tasks that the configuration itself gives no weight."""
+    weights = config.balancing.weights if isinstance(config.balancing, FixedConfig) else {}
+    return frozenset(name for name, weight in weights.items() if not weight)
 
 
 def positive_shares(config: TrainConfig) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from manyskills.config import TrainConfig, last_layers
+from manyskills.config import ON_GRADIENTS, DbMtlConfig, TrainConfig, last_layers
 from manyskills.data.activation_store import STATE_BYTES, different_tokens
 from manyskills.data.preparation import Prepared, Truncation, prepare, read_tasks, synthetic_tasks
 from manyskills.data.sampling import Phase, Sampler
@@ -25,7 +25,7 @@ from manyskills.model.multitask import MultiTaskModel, stored_as
 from manyskills.model.quantization import saved_bytes
 from manyskills.model.trunk import why_whole
 from manyskills.tasks import SPLITS, SplitName
-from manyskills.training.loop import positive_shares
+from manyskills.training.loop import conflict_steps, positive_shares
 from manyskills.training.optimizer import training_bytes
 from manyskills.training.schedule import Schedule
 from manyskills.training.teachers import find_teachers
@@ -57,16 +57,18 @@ class Memory:
         weights: The backbone; quantised layers in 4 bits.
         training: Gradients and AdamW's two moments of everything that trains; the moments as `optim` keeps them.
         activations: What the backward pass keeps of the texts whose graph is held at one time.
+        task_gradients: Each task's gradient on the shared module, where they are held one by one.
     """
 
     weights: int
     training: int
     activations: int
+    task_gradients: int
 
     @property
     def total(self) -> int:
         """All of it; the libraries themselves take some hundred megabytes more."""
-        return self.weights + self.training + self.activations
+        return self.weights + self.training + self.activations + self.task_gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ def make_plan(config: TrainConfig) -> Plan:
         method=method,
         trainable_heads=heads,
         memory={
-            how: _memory(model, config.optim, saved, tokens)
+            how: _memory(model, config, saved, tokens)
             for how, tokens in (("single_pass", steps.most_padded), ("cached", steps.most_padded_chunk))
         },
         step_memory=config.step_memory,
@@ -208,11 +210,21 @@ def _look_at_steps(config: TrainConfig, model: MultiTaskModel, prepared: Prepare
     )
 
 
-def _memory(model: MultiTaskModel, optim: str, saved: int, padded_tokens: int) -> Memory:
-    """Args: model on the meta device, the optimiser, bytes that quantising saves, tokens whose graph is held."""
+def _memory(model: MultiTaskModel, config: TrainConfig, saved: int, padded_tokens: int) -> Memory:
+    """Args: model on the meta device, the run, bytes that quantising saves, tokens whose graph is held."""
     weights = sum(p.numel() * p.element_size() for p in model.backbone.parameters()) - saved
     activations = padded_tokens * activation_bytes(model) if model.trains_backbone else 0
-    return Memory(weights, training_bytes((p for p in model.parameters() if p.requires_grad), optim), activations)
+    training = training_bytes((p for p in model.parameters() if p.requires_grad), config.optim)
+    return Memory(weights, training, activations, task_gradient_bytes(config, model))
+
+
+def task_gradient_bytes(config: TrainConfig, model: MultiTaskModel) -> int:
+    """One float32 row of the shared module's size a task, for a rule on gradients or for measured steps; `db_mtl` keeps
+    as many averages."""
+    if not isinstance(config.balancing, ON_GRADIENTS) and not conflict_steps(config, model):
+        return 0
+    rows = len(config.tasks) * (2 if isinstance(config.balancing, DbMtlConfig) else 1)
+    return 4 * rows * sum(p.numel() for _, p in model.shared_parameters())
 
 
 def activation_bytes(model: MultiTaskModel) -> int:

@@ -47,6 +47,8 @@ def _lower_lines(plan: Plan) -> list[str]:
 
 def _memory_line(how: str, memory: Memory, chosen: bool) -> str:
     parts = f"weights {size(memory.weights)}, training {size(memory.training)}, activations {size(memory.activations)}"
+    if memory.task_gradients:
+        parts += f", the tasks' gradients {size(memory.task_gradients)}"
     mark = " (chosen)" if chosen else ""
     return f"about {size(memory.total)} of memory with step_memory={how}{mark}: {parts}"
 

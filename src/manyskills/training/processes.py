@@ -88,11 +88,11 @@ class Processes:
         dist.broadcast(held, src=0)
         return json.loads(bytes(held.cpu().tolist()).decode())
 
-    def copy_from_main(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give these parameters the main process's values."""
+    def copy_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give these the main process's values."""
         if self.count > 1:
-            for p in parameters:
-                dist.broadcast(p.data, src=0)
+            for tensor in tensors:
+                dist.broadcast(tensor.data, src=0)
 
     def wait(self) -> None:
         """Until all processes are here."""

@@ -9,6 +9,7 @@ from typing import Any
 from manyskills.config import EarlyStoppingConfig
 from manyskills.data.sampling import Phase
 from manyskills.training.conflict import Watch
+from manyskills.training.interval import Interval
 
 LEAST_SHORTFALL = 0.05
 
@@ -37,6 +38,8 @@ class Progress:
         best_step: Where it was.
         thresholds: Of the last validation.
         watch: What was seen of conflicts between the tasks, and which warnings were given.
+        interval: What the steps since the last train record measured.
+        turns: How many steps held each task.
     """
 
     phases: list[Phase]
@@ -49,6 +52,8 @@ class Progress:
     best_step: int = -1
     thresholds: dict[str, float] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
+    interval: Interval = field(default_factory=Interval)
+    turns: dict[str, int] = field(default_factory=dict)
 
     @property
     def active(self) -> tuple[str, ...]:
@@ -88,7 +93,8 @@ class Progress:
         """The inverse of `to_dict`."""
         phases = [Phase(phase["start"], tuple(phase["active"])) for phase in data["phases"]]
         tasks = {name: TaskProgress(**entry) for name, entry in data["tasks"].items()}
-        return cls(**{**data, "phases": phases, "tasks": tasks, "watch": Watch.from_dict(data["watch"])})
+        watch, interval = Watch.from_dict(data["watch"]), Interval(**data["interval"])
+        return cls(**{**data, "phases": phases, "tasks": tasks, "watch": watch, "interval": interval})
 
 
 def selection_score(primary: Mapping[str, float], baseline: Mapping[str, float]) -> float:

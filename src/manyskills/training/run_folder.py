@@ -122,17 +122,26 @@ class RunFolder:
                 raise UserError(f"{self.path} is not a run folder: config.yaml is missing", "choose another output_dir")
             self._clear()  # what is left of a run whose removal was interrupted
             return
-        self._refuse_other_data(digests)
+        self.refuse_other_data(digests)
         for folder in (self.best, self.last):
             recover_folder(folder)
 
-    def _refuse_other_data(self, digests: Digests) -> None:
+    def refuse_other_data(self, digests: Digests) -> None:
+        """Make sure that a run was started with these data, if it says with which.
+
+        Raises:
+            UserError: It was not.
+        """
         try:
             before = json.loads(self.environment_file.read_text(encoding="utf-8"))["data"]
         except (OSError, ValueError, KeyError):  # written before digests were, or lost: nothing to compare with
             return
         changed = [
-            f"{name} ({split})" for split, of in digests.items() for name in of if before[split].get(name) != of[name]
+            f"{name} ({split})"
+            for split, of in digests.items()
+            if split in before  # a study's training reads no test rows; it may be finished as a run
+            for name in of
+            if before[split].get(name) != of[name]
         ]
         if changed:
             hint = "restore the data it was started with, or choose another output_dir"

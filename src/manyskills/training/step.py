@@ -30,6 +30,7 @@ class StepResult:
 
     Attributes:
         losses: As they are.
+        chances: Their values at chance level.
         scaled_losses: 1 at chance level.
         factors: What each task's loss counts in the shared module's gradient.
         gradients: Of the tasks' losses on the shared module, as the rule sees them; None where they were not measured.
@@ -37,6 +38,7 @@ class StepResult:
     """
 
     losses: dict[str, float]
+    chances: dict[str, float]
     scaled_losses: dict[str, float]
     factors: dict[str, float]
     gradients: TaskGradients | None
@@ -81,7 +83,7 @@ def accumulate_gradients(
     if apart:
         by_task = {name: _backward_alone(rule.seen(loss), vectors_ND) for name, loss in losses.items()}
         gradients = source.backward_by_task(by_task)
-        factors = _combine(model, rule, gradients, balanced_losses(rule, losses, processes))
+        factors = _combine(model, rule, gradients, balanced_losses(rule, losses, processes), processes)
     else:
         factors = _weigh(rule, balanced_losses(rule, losses, processes))
         torch.stack([factors[name] * rule.seen(loss) for name, loss in losses.items()]).sum().backward()
@@ -90,6 +92,7 @@ def accumulate_gradients(
             source.backward(vectors_ND.grad)
     return StepResult(
         losses={name: loss.value.item() for name, loss in losses.items()},
+        chances={name: loss.chance for name, loss in losses.items()},
         scaled_losses={name: loss.scaled.item() for name, loss in losses.items()},
         factors=factors,
         gradients=gradients,
@@ -179,11 +182,15 @@ def _backward_alone(loss: torch.Tensor, vectors_ND: torch.Tensor) -> torch.Tenso
 
 
 def _combine(
-    model: MultiTaskModel, rule: Rule, gradients: TaskGradients, losses: Mapping[str, float]
+    model: MultiTaskModel,
+    rule: Rule,
+    gradients: TaskGradients,
+    losses: Mapping[str, float],
+    processes: Processes | None,
 ) -> dict[str, float]:
     """Leave the rule's gradient in the parameters of the shared module and of the heads; what each task counted."""
     if rule.on_gradients:
-        combined = rule.combine(gradients.values_KP, losses)
+        combined = _as_main(rule.combine(gradients.values_KP, losses), processes)
     else:
         factors = rule.weigh(losses)
         combined = Combined(gradients.weighted(factors), factors, factors)
@@ -193,6 +200,16 @@ def _combine(
             if p.grad is not None:
                 p.grad.mul_(factor)
     return combined.factors
+
+
+def _as_main(combined: Combined, processes: Processes | None) -> Combined:
+    """Every process takes the main one's: inner products differ in the last digits where devices do, and what a rule
+    makes of them may then differ in more."""
+    if processes is None or processes.count == 1:
+        return combined
+    processes.copy_from_main([combined.gradient_P])
+    factors, head_factors = processes.agree([combined.factors, combined.head_factors])
+    return Combined(combined.gradient_P, factors, head_factors)
 
 
 def _refuse_not_finite(losses: Mapping[str, TaskLoss]) -> None:

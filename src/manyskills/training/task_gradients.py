@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
+from manyskills.training.balancing import gram
 from manyskills.training.processes import Processes
 
 
@@ -25,7 +27,7 @@ class TaskGradients:
         self.tasks, self.parameters = tuple(tasks), list(parameters)
         self._sizes = [p.numel() for p in self.parameters]
         self.values_KP = torch.zeros(len(self.tasks), sum(self._sizes), device=self.parameters[0].device)
-        self._used = torch.zeros(len(self.parameters), device=self.parameters[0].device)
+        self._used = [False] * len(self.parameters)
 
     def add(self, task: int, output: torch.Tensor, gradient: torch.Tensor, *, keep_graph: bool) -> None:
         """Send the gradient of one task's loss with respect to an output back to the parameters.
@@ -40,12 +42,13 @@ class TaskGradients:
         for number, (row, part) in enumerate(zip(self.values_KP[task].split(self._sizes), found, strict=True)):
             if part is not None:
                 row.add_(part.flatten())
-                self._used[number] = 1.0
+                self._used[number] = True
 
     def sum_over(self, processes: Processes) -> None:
         """Sum over all processes, each of which has sent back its share of the chunks."""
         processes.sum(self.values_KP)
-        processes.sum(self._used)
+        if processes.count > 1:
+            self._used = processes.sum(torch.tensor(self._used, dtype=torch.float32)).bool().tolist()
 
     def weighted(self, factors: Mapping[str, float]) -> torch.Tensor:
         """sum_i factor_i g_i, shape (P,)."""
@@ -55,7 +58,7 @@ class TaskGradients:
     def assign(self, gradient_P: torch.Tensor) -> None:
         """Leave a gradient in the parameters. One that no task reached keeps none: AdamW would decay it."""
         parts = gradient_P.split(self._sizes)
-        for p, part, used in zip(self.parameters, parts, self._used.tolist(), strict=True):
+        for p, part, used in zip(self.parameters, parts, self._used, strict=True):
             p.grad = part.view_as(p) if used else None
 
     def norms(self) -> dict[str, float]:
@@ -64,8 +67,10 @@ class TaskGradients:
 
     def cosines(self) -> dict[str, dict[str, float]]:
         """Cosine of each pair of tasks, under the name of the first; a gradient of length 0 has 0 with all."""
-        units_KP = nn.functional.normalize(self.values_KP, dim=1)
-        cosines_KK = (units_KP @ units_KP.T).tolist()
+        products_KK = gram(self.values_KP)
+        lengths_K = np.sqrt(np.diag(products_KK))
+        scales_KK = np.outer(lengths_K, lengths_K)
+        cosines_KK = np.clip(products_KK / np.where(scales_KK > 0, scales_KK, 1.0), -1, 1).tolist()
         return {
             name: {other: cosines_KK[i][j] for j, other in enumerate(self.tasks) if j > i}
             for i, name in enumerate(self.tasks[:-1])

@@ -108,7 +108,7 @@ def descend(rule: Rule, problem: Quadratics, start: Any, steps: int, rate: float
     path = [np.asarray(start, dtype=float)]
     for number in range(steps):
         x_P = path[-1] - rate * last ** (number / steps) * update(rule, problem, path[-1])
-        if rule.needs.repeat_every:
+        if rule.needs.repeat_every and number % rule.needs.repeat_every == 0:
             rule.repeated(dict(zip(NAMES, problem.losses(x_P).tolist(), strict=False)))
         path.append(x_P)
     return np.stack(path)

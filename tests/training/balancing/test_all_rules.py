@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import load, save
 
+from manyskills.config import TrainConfig
 from manyskills.training.balancing import Combined, Rule
 from tests.training.balancing.helpers import NAMES, RULES, make
 
@@ -144,6 +145,17 @@ def test_a_rule_starts_as_uniform_where_the_tasks_are_alike(name):
     gradients = torch.eye(3, 4)
     found = step(rule_of(name), dict.fromkeys(NAMES, 1.0), gradients).gradient_P
     torch.testing.assert_close(found / found.norm(), gradients.sum(dim=0) / 3**0.5, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_backbone_that_does_not_train_has_no_gradients_to_balance(name):
+    settings = {"weights": {"code_search": 1}} if name == "fixed" else RULES[name]
+    values = {"tasks": ["code_search"], "method": "frozen", "balancing": {"name": name, **settings}}
+    if name in GRADIENT_RULES:
+        with pytest.raises(ValueError, match=f"balancing: {name} combines gradients on a shared module, and method"):
+            TrainConfig.model_validate(values)
+    else:
+        TrainConfig.model_validate(values)
 
 
 @pytest.mark.parametrize("name", GRADIENT_RULES)

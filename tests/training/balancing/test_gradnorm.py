@@ -13,8 +13,8 @@ GENERATOR = np.random.default_rng(0)
 class Reference:
     """Equations 1 and 2 under Adam."""
 
-    def __init__(self, alpha, rate):
-        self.alpha, self.rate, self.first = alpha, rate, None
+    def __init__(self, alpha, rate, first):
+        self.alpha, self.rate, self.first = alpha, rate, first
         self.w, self.m, self.v, self.t = np.ones(3), np.zeros(3), np.zeros(3), 0
 
     def step(self, gradients, losses):
@@ -36,8 +36,10 @@ class Reference:
         return before
 
 
-def test_it_is_the_equations():
-    rule, reference = make("gradnorm", alpha=1.5, learning_rate=0.02), Reference(1.5, 0.02)
+@pytest.mark.parametrize(("losses", "first"), [("scaled", np.ones(3)), ("raw", None)])
+def test_it_is_the_equations(losses, first):
+    """Scaled losses start from chance level, raw ones from the first that are seen."""
+    rule, reference = make("gradnorm", alpha=1.5, learning_rate=0.02, losses=losses), Reference(1.5, 0.02, first)
     for _ in range(15):
         gradients, losses = GENERATOR.standard_normal((3, 5)) * [[3.0], [1.0], [0.2]], GENERATOR.uniform(0.2, 3, 3)
         found = combined(rule, gradients, dict(zip(NAMES, losses.tolist(), strict=True)))
@@ -60,7 +62,7 @@ def test_it_measures_norms_and_with_alpha_0_nothing_else():
     falling = after(20, 0, unequal, lambda step: (1.0, 5.0 * 0.5**step))
     assert falling == after(20, 0, unequal, lambda step: (2.0, 2.0))
     assert falling["a"] < 0.5
-    assert after(20, 1.5, equal, lambda step: (1.0, 5.0 * 0.9**step))["a"] > 0.5  # the slow one
+    assert after(20, 1.5, equal, lambda step: (1.0, 0.9**step))["a"] > 0.5  # the slow one
 
 
 def test_weighted_norms_become_equal():

@@ -42,13 +42,14 @@ class DbMtl(Rule):
         reciprocals_K = 1 / np.maximum(values(losses), FLOOR)
         for name, gradient_P, reciprocal in zip(losses, gradients_KP, reciprocals_K.tolist(), strict=True):
             self._average(name, gradient_P * reciprocal)
-        averages_KP = torch.stack([self._averages[name] for name in losses])
-        lengths_K = torch.linalg.vector_norm(averages_KP, dim=1)
+        lengths_K = torch.stack([torch.linalg.vector_norm(self._averages[name]) for name in losses])
         scales_K = torch.where(lengths_K > 0, lengths_K.max() / lengths_K, 0.0) / len(losses)
-        factors_K = scales_K.double().cpu().numpy() * reciprocals_K
-        return Combined(
-            scales_K @ averages_KP, by_task(losses, factors_K), by_task(losses, reciprocals_K / len(losses))
-        )
+        scales = dict(zip(losses, scales_K.tolist(), strict=True))
+        combined_P = torch.zeros_like(gradients_KP[0])
+        for name, scale in scales.items():
+            combined_P.add_(self._averages[name], alpha=scale)
+        factors_K = np.array(list(scales.values())) * reciprocals_K
+        return Combined(combined_P, by_task(losses, factors_K), by_task(losses, reciprocals_K / len(losses)))
 
     def _average(self, name: str, gradient_P: torch.Tensor) -> None:
         self._counts[name] = count = self._counts.get(name, 0) + 1

@@ -22,7 +22,9 @@ class Gradnorm(Rule):
     G_i = w_i |g_i|, measured on the whole shared module; the target is mean(G) r_i^alpha, with
     r_i = (L_i / L_i(0)) / mean_j(L_j / L_j(0)): a task that has learnt little so far gets longer gradients. w follows
     Adam on sum_i |G_i - target_i|, the targets held constant, and is then rescaled to sum to the number of tasks. w
-    starts at 1. The factors are w_i / K, for the module and the heads, over the K tasks that the step holds.
+    starts at 1. L_i(0) of scaled losses is 1, their value at chance level: the paper's theoretical initial loss, which
+    no single batch disturbs. With raw losses it is the first one seen. The factors, for the module and the heads, are
+    w_i / sum_j w_j over the tasks that the step holds.
     """
 
     on_gradients = True
@@ -33,7 +35,7 @@ class Gradnorm(Rule):
         self._first_A = np.full(len(tasks), np.nan)
 
     def combine(self, gradients_KP: torch.Tensor, losses: Losses) -> Combined:
-        """w_i / K, from before this step's update of w."""
+        """w_i / sum_j w_j, from before this step's update of w."""
         at_K = positions(self._tasks, losses)
         weights_K = self._weights.values_A[at_K]
         factors_K = weights_K / weights_K.sum()
@@ -43,7 +45,8 @@ class Gradnorm(Rule):
         return Combined(combined_P, factors, factors)
 
     def _learn(self, at_K: np.ndarray, lengths_K: Floats, losses_K: Floats) -> None:
-        self._first_A[at_K] = np.where(np.isnan(self._first_A[at_K]), losses_K, self._first_A[at_K])
+        seen_K = losses_K if self.raw_losses else np.ones(len(losses_K))
+        self._first_A[at_K] = np.where(np.isnan(self._first_A[at_K]), seen_K, self._first_A[at_K])
         left_K = np.maximum(losses_K, FLOOR) / np.maximum(self._first_A[at_K], FLOOR)
         norms_K = self._weights.values_A[at_K] * lengths_K
         target_K = norms_K.mean() * (left_K / left_K.mean()) ** self._alpha
@@ -52,7 +55,7 @@ class Gradnorm(Rule):
         self._weights.values_A = weights_A * (len(self._tasks) / weights_A.sum())
 
     def state(self) -> State:
-        """Weights, Adam's moments and the first losses."""
+        """Weights, Adam's moments and L(0)."""
         return self._weights.state() | {"first_losses": self._first_A.copy()}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
