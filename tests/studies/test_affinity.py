@@ -12,7 +12,7 @@ import torch
 from manyskills.errors import UserError
 from manyskills.studies.affinity import Affinity, AffinityRecorder, read_affinity
 from manyskills.studies.partitions import members, subsets
-from manyskills.studies.surrogate import effective_steps, predicted_losses, speeds
+from manyskills.studies.surrogate import effective_steps, predicted_losses, settled_transfer, speeds
 from manyskills.training.loop import Moment
 from manyskills.training.task_gradients import TaskGradients
 
@@ -181,6 +181,23 @@ def test_steps_of_tasks_that_tell_nothing():
     assert max(effective_steps(short, start, end).values()) == 1
     worse = effective_steps(found, start, {"a": 1.1, "b": 1.1, "c": 1.1})
     assert worse == {0: 0.0, 1: 0.0, 2: 0.0}
+
+
+def test_transfer_between_tasks_counts_by_as_much_as_it_stands_out_of_its_noise():
+    generator = np.random.default_rng(4)
+    values = generator.normal(0, 0.1, size=(400, 3, 3))
+    values[:, 0, 1] += 1.0  # certain
+    values[:, 1, 2] += 0.005  # less than its standard error
+    values[:, 2, 2] -= 0.004  # a task's own progress is taken as it is
+    found = Affinity(tuple("abc"), tuple(range(400)), np.eye(3), values, np.empty((0, 3, 3)), np.ones((400, 3)))
+    settled = settled_transfer(found)
+    median = np.median(values, axis=0)
+    assert settled[0, 1] == pytest.approx(median[0, 1], rel=1e-3)
+    assert settled[1, 2] == 0
+    np.testing.assert_allclose(np.diag(settled), np.diag(median))
+    deviation = np.median(abs(values[:, 2, 0] - median[2, 0])) * 1.4826
+    t = median[2, 0] / (1.2533 * deviation / 20)
+    assert settled[2, 0] == pytest.approx(median[2, 0] * max(0, 1 - 4 / t**2))
 
 
 def test_a_speed_near_zero_does_not_decide_alone():

@@ -68,8 +68,9 @@ def shared_text(prepared):
     return train | {"defect_detection": Examples(own.task, texts_EK, labels_E)}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize(
+    ("family", "cached"), [*((family, False) for family in FAMILIES), ("bert", True), ("t5", True)]
+)
 def test_measuring_changes_no_gradient(family, cached, backbone_folder, data_dir):
     config = small_config(backbone_folder(family), data_dir, **NO_DROPOUT)
     model, prepared = warmed_up(config)

@@ -31,15 +31,22 @@ def conflict_summary(records: Iterable[Mapping[str, Any]], warnings: Sequence[Ma
     measured = [record for record in trained if "gradient_norms" in record]
     cosines = _by_pair(_directed_cosines(record) for record in measured)
     norms = _by_task(_without_zeros(record["gradient_norms"]) for record in measured)
-    weighed = [record["weights"] for record in trained if record.get("weights")]
+    weighed = [(record.get("steps", 1), record["weights"]) for record in trained if record.get("weights")]
     return {
         "steps": len(measured),
         "cosines": {a: {b: fmean(values) for b, values in row.items()} for a, row in cosines.items()},
         "negative": {a: {b: fmean(v < 0 for v in values) for b, values in row.items()} for a, row in cosines.items()},
         "norms": {task: fmean(values) for task, values in norms.items()},
-        "weights": {task: sum(values) / len(weighed) for task, values in _by_task(weighed).items()},
+        "weights": _mean_weights(weighed),
         "warnings": [dict(warning) for warning in warnings],
     }
+
+
+def _mean_weights(weighed: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Over steps: a record stands for as many as it was made of."""
+    steps = sum(count for count, _ in weighed)
+    parts = _by_task({task: count * value for task, value in weights.items()} for count, weights in weighed)
+    return {task: sum(values) / steps for task, values in parts.items()}
 
 
 def worst_pair(conflict: Mapping[str, Any]) -> tuple[str, str] | None:

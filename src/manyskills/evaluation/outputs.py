@@ -67,11 +67,13 @@ def _loss(model: MultiTaskModel, name: str, view: View, vectors_ND: torch.Tensor
         assert answers.labels_E is not None
         return relative_log_loss(answers.labels_E, answers.probabilities_E)
     head = model.head(name)
-    vectors_MD = vectors_ND[torch.from_numpy(view.members_M)].to(model.device)
     total = 0.0
     for start in range(0, len(view.texts_EK), LOSS_BLOCK):
-        block_EK = torch.from_numpy(view.texts_EK[start : start + LOSS_BLOCK]).to(model.device)
-        loss, chance = head.loss(vectors_MD, block_EK, None)
+        block_EK = view.texts_EK[start : start + LOSS_BLOCK]
+        used_U, texts_EK = np.unique(block_EK, return_inverse=True)
+        vectors_UD = vectors_ND[torch.from_numpy(view.members_M[used_U])].to(model.device)
+        indices_EK = torch.from_numpy(texts_EK.reshape(block_EK.shape)).to(model.device)
+        loss, chance = head.loss(vectors_UD, indices_EK, None)
         total += loss.item() / chance * len(block_EK)
     return total / len(view.texts_EK)
 

@@ -8,9 +8,11 @@ r_k = sqrt(e_k / sum_S e). The surrogate is linear in these parts. What a step o
 
     p_j(S) = sum_{k in S} r_k A_kj,
 
-with A the median of the measured transfers (`manyskills.studies.affinity`): single steps, above all the first ones, are
-off by orders of magnitude. The loss that task j ends with is that of the joint run, moved by the difference in speed
-over as many steps as make the joint run's own reduction out of its own speed:
+with A the transfers of `manyskills.studies.affinity`: their median, because single steps, above all the first ones, are
+off by orders of magnitude. Between two tasks it counts by as much as it stands out of two standard errors
+(`settled_transfer`): most pairs of tasks do nothing measurable to each other but to share a step. The loss that task j
+ends with is that of the joint run, moved by the difference in speed over as many steps as make the joint run's own
+reduction out of its own speed:
 
     log L_j(S) = log L_j(all) - n_j (p_j(S) - p_j(all)),    n_j = (log L_j(0) - log L_j(all)) / p_j(all).
 
@@ -25,15 +27,29 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from manyskills.evaluation.bootstrap import Floats
 from manyskills.studies.affinity import Affinity
 from manyskills.studies.partitions import Subset, members, subsets
 
 FARTHEST = 2.0
 
 
+def settled_transfer(affinity: Affinity) -> Floats:
+    """A_kj, shape (K, K): medians; those between tasks times (1 - (2 / t)^2)+, with t the median in its standard
+    errors: the estimate of James and Stein 1961 with a bar of two of them.
+
+    The standard error of a median is 1.2533 robust standard deviations over the square root of M, for normal noise.
+    """
+    median_KK = np.median(affinity.transfer_MKK, axis=0)
+    deviation_KK = 1.4826 * np.median(np.abs(affinity.transfer_MKK - median_KK), axis=0)
+    error_KK = 1.2533 * deviation_KK / math.sqrt(len(affinity.transfer_MKK))
+    kept_KK = np.clip(1 - (2 * error_KK) ** 2 / np.maximum(median_KK**2, 1e-30), 0, 1)
+    return np.where(np.eye(len(median_KK), dtype=bool), median_KK, median_KK * kept_KK)
+
+
 def speeds(affinity: Affinity, subset: Subset) -> dict[int, float]:
     """p_j(S) for each task of a subset, by number."""
-    transfer_KK = np.median(affinity.transfer_MKK, axis=0)
+    transfer_KK = settled_transfer(affinity)
     chosen = members(subset)
     energies = np.median(affinity.energies_MK, axis=0)[chosen]
     parts = np.sqrt(energies / energies.sum())
