@@ -13,7 +13,7 @@ from manyskills.errors import UserError
 from manyskills.studies.affinity import Affinity, AffinityRecorder, read_affinity
 from manyskills.studies.partitions import members, subsets
 from manyskills.studies.surrogate import effective_steps, predicted_losses, settled_transfer, speeds
-from manyskills.training.loop import Moment
+from manyskills.training.measuring import Moment
 from manyskills.training.task_gradients import TaskGradients
 
 TASKS = ("a", "b")

@@ -8,7 +8,7 @@ import torch
 
 from manyskills.data.text_set import Examples, gather
 from manyskills.training.balancing import Combined, Rule, equal
-from manyskills.training.loop import conflict_steps
+from manyskills.training.measuring import conflict_steps
 from manyskills.training.step import accumulate_gradients, repeat_losses
 from manyskills.training.task_gradients import TaskGradients
 from manyskills.training.vectors import BackboneVectors
@@ -171,7 +171,7 @@ def test_when_gradients_are_measured(backbone_folder, data_dir, monkeypatch):
     model, _ = warmed_up(config)
     assert conflict_steps(config, model) == 7
     assert conflict_steps(config.model_copy(update={"conflict_steps": 0}), model) == 0
-    monkeypatch.setattr("manyskills.training.loop.MEASURED", 10)
+    monkeypatch.setattr("manyskills.training.measuring.MEASURED", 10)
     assert conflict_steps(config, model) == 0
     assert conflict_steps(config.model_copy(update={"conflict_steps": 3}), model) == 3
     one = small_config(backbone_folder("bert"), data_dir, tasks=["flaky_tests"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from manyskills.training import loop
-from manyskills.training.loop import Moment
+from manyskills.training.measuring import Moment
 from manyskills.training.reporting import progress_bar
 from manyskills.training.run import build_trainer, load_inputs
 from manyskills.training.run_folder import RunFolder, data_digests

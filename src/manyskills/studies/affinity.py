@@ -28,7 +28,7 @@ import torch
 from manyskills.errors import UserError
 from manyskills.evaluation.bootstrap import Floats
 from manyskills.files import clear_errors, write_atomically
-from manyskills.training.loop import MEASURED, Moment
+from manyskills.training.measuring import MEASURED, Moment
 
 
 class AffinityRecorder:

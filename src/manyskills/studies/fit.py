@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from manyskills.config import TrainConfig
 from manyskills.data.preparation import read_tasks
 from manyskills.files import write_atomically
-from manyskills.training.loop import Announce, Watcher
+from manyskills.training.loop import Announce
+from manyskills.training.measuring import Watcher
 from manyskills.training.processes import Processes
 from manyskills.training.progress import Progress
 from manyskills.training.reporting import progress_bar
@@ -79,7 +80,7 @@ def fit(config: TrainConfig, announce: Announce, watcher: Watcher | None = None)
     return found
 
 
-def _read(progress: Progress, records: list[Mapping[str, Any]]) -> Fit:
+def _read(progress: Progress, records: Sequence[Mapping[str, Any]]) -> Fit:
     best = next(r for r in records if r["kind"] == "valid" and r["step"] == progress.best_step)
     return Fit(
         primary=best["primary"],

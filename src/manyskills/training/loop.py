@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,9 @@ from manyskills.tasks import get_task
 from manyskills.training.balancing import Rule, build_balancing, shares
 from manyskills.training.conflict import ConflictWarning, metric_rows
 from manyskills.training.distillation import annealed
+from manyskills.training.failures import BROKEN, LESS_MEMORY, clear_failures, less_memory
 from manyskills.training.interval import Interval
+from manyskills.training.measuring import MEASURED, Moment, Watcher, conflict_steps, gradient_values
 from manyskills.training.optimizer import Optimizer
 from manyskills.training.processes import Processes
 from manyskills.training.progress import Progress, selection_score
@@ -52,39 +52,8 @@ from manyskills.training.tracking import Tracker, numbers
 from manyskills.training.vectors import PrecomputedVectors, VectorSource
 
 STATE_FILE, OPTIMIZER_FILE, BALANCING_FILE = "trainer_state.json", "optimizer.safetensors", "balancing.safetensors"
-MEASURED = 2**28
-"""Values of all tasks' gradients together (1 GiB) up to which they are measured without being asked for."""
-LESS_MEMORY = "lower token_budget, set step_memory=cached, or lower max_length"
-
-BROKEN = "restore the file from a copy, or start anew with --overwrite"
 
 Announce = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """A step whose task gradients were measured, before the optimiser's update.
-
-    Attributes:
-        step: Counted from 0.
-        losses: Each task's loss in it, as it is balanced.
-        factors: What each task's gradient counts in the update.
-        gradients: Each task's, on the shared module.
-        rate: The learning rate of the shared module in it.
-        fresh_gradients: Gives the tasks' gradients for the next step's examples, which the weights have not seen.
-        fresh_losses: Gives their losses. Both are those under the weights of the time of the call.
-    """
-
-    step: int
-    losses: dict[str, float]
-    factors: dict[str, float]
-    gradients: TaskGradients
-    rate: float
-    fresh_gradients: Callable[[], TaskGradients]
-    fresh_losses: Callable[[], dict[str, float]]
-
-
-Watcher = Callable[[Moment], None]
 
 
 class Trainer:
@@ -420,44 +389,6 @@ def restore_rule(rule: Rule, path: Path) -> None:
         rule.restore(load_file(path))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is not what manyskills writes: {error}", BROKEN) from error
-
-
-def less_memory(rule: Rule) -> str:
-    """What helps where a step does not fit."""
-    return f"{LESS_MEMORY}, or balance losses instead of gradients" if rule.on_gradients else LESS_MEMORY
-
-
-@contextmanager
-def clear_failures(place: str, needs_less: str) -> Iterator[None]:
-    """Says where a loss was not finite or memory ran out, and what helps."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise UserError(f"{place}: the device's memory is full", needs_less) from error
-    except UserError as error:
-        raise UserError(f"{place}: {error.message}", error.hint) from error
-
-
-def conflict_steps(config: TrainConfig, model: MultiTaskModel) -> int:
-    """Steps between measurements of the tasks' gradients; 0 is never, as where one task is alone or nothing is shared.
-
-    Unless it is asked for, gradients that would take more than `MEASURED` values are not measured: full fine-tuning of
-    a large model would need its memory several times over.
-    """
-    values = gradient_values(config, model)
-    if not values:
-        return 0
-    if config.conflict_steps is not None:
-        return config.conflict_steps
-    return config.logging_steps if values <= MEASURED else 0
-
-
-def gradient_values(config: TrainConfig, model: MultiTaskModel) -> int:
-    """Values of all tasks' gradients together; 0 where there is nothing to compare."""
-    shared = sum(p.numel() for _, p in model.shared_parameters())
-    return shared * len(config.tasks) if len(config.tasks) > 1 else 0
 
 
 def unweighted(config: TrainConfig) -> frozenset[str]:

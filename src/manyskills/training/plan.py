@@ -25,7 +25,8 @@ from manyskills.model.multitask import MultiTaskModel, stored_as
 from manyskills.model.quantization import saved_bytes
 from manyskills.model.trunk import why_whole
 from manyskills.tasks import SPLITS, SplitName
-from manyskills.training.loop import conflict_steps, positive_shares
+from manyskills.training.loop import positive_shares
+from manyskills.training.measuring import conflict_steps
 from manyskills.training.optimizer import training_bytes
 from manyskills.training.schedule import Schedule
 from manyskills.training.teachers import find_teachers

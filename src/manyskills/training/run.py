@@ -31,7 +31,8 @@ from manyskills.saved import HEADS_FILE
 from manyskills.tasks import SPLITS, SplitName
 from manyskills.training import baselines
 from manyskills.training.card import write_card
-from manyskills.training.loop import Announce, Trainer, Watcher
+from manyskills.training.loop import Announce, Trainer
+from manyskills.training.measuring import Watcher
 from manyskills.training.optimizer import require_optimizer
 from manyskills.training.predictions import write_predictions
 from manyskills.training.processes import Processes
