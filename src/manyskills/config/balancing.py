@@ -91,7 +91,7 @@ class CobaConfig(Section):
     tau: PositiveFloat = Field(default=5.0, description="Temperature of the divergence factor.")
     history: Annotated[int, Field(ge=2)] = Field(default=10, description="Measurements that a slope is fitted to.")
     warmup: Annotated[int, Field(ge=2)] = Field(default=5, description="Measurements before weights change.")
-    every: PositiveInt = Field(default=10, description="Steps between measurements of the validation losses.")
+    every: PositiveInt = Field(default=20, description="Steps between measurements of the validation losses.")
     rows: PositiveInt = Field(
         default=16, description="Validation rows of each task in a measurement, the same ones each time."
     )
