@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any, get_args
 
 import torch
@@ -151,8 +152,7 @@ def _ratio(costs: Mapping[str, Sequence[Cost]], name: str, every: int | None) ->
         if every:
             seconds += (costs[name + WITH][number].cpu - seconds) / every
         rounds.append(seconds / uniform.cpu)
-    rounds.sort()
-    return {"cpu": rounds[len(rounds) // 2], "range": [rounds[0], rounds[-1]]}
+    return {"cpu": median(rounds), "range": [min(rounds), max(rounds)]}
 
 
 def table(found: Mapping[str, Any]) -> Table:

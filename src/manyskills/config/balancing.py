@@ -77,7 +77,7 @@ class FamoConfig(Section):
         default=1e-3, description="Of the logits of the weights, as a part of Adam's gradient."
     )
     every: PositiveInt = Field(
-        default=16,
+        default=20,
         description="Steps between updates of the weights. Each costs one more forward pass of the step's texts; 1 is "
         "the paper's algorithm.",
     )
