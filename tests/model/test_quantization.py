@@ -227,10 +227,10 @@ def _train_until_killed(config, step, monkeypatch):
     real = loop.accumulate_gradients
     steps = iter(range(step))
 
-    def dying(*arguments):
+    def dying(*arguments, **options):
         if next(steps, None) is None:
             raise KeyboardInterrupt
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(loop, "accumulate_gradients", dying)
     with pytest.raises(KeyboardInterrupt):

@@ -139,7 +139,7 @@ def model(run):
 
 def test_a_run_is_measured_beside_its_baselines(run, model, data_dir):
     systems = run.results["tasks"]["flaky_tests"]["systems"]
-    assert set(systems) == {"module", "untrained", "frozen", "floor"}
+    assert set(systems) == {"module", "task_best", "untrained", "frozen", "floor"}
     saved = json.loads((run.path / "best" / "adapter_config.json").read_text())
     assert saved["peft_type"] == "MTL_LORA"
     assert saved["tasks"] == TASKS
