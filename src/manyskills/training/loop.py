@@ -53,6 +53,9 @@ from manyskills.training.vectors import PrecomputedVectors, VectorSource
 
 STATE_FILE, OPTIMIZER_FILE, BALANCING_FILE = "trainer_state.json", "optimizer.safetensors", "balancing.safetensors"
 
+SETTLING = 0.25
+"""Share of a run in which short gradients are not warned of: heads that start at zero send back next to nothing."""
+
 Announce = Callable[[str], None]
 
 
@@ -232,7 +235,7 @@ class Trainer:
         if not self.rule.on_gradients:
             weights = shares(result.factors)
             self._warn(watch.weighed(step, {name: weights[name] for name in meant}))
-        if norms is not None:
+        if norms is not None and step > SETTLING * self.schedule.total:
             lengths = {name: norms[name] for name in meant}
             self._warn(watch.measured(step, lengths, result.factors, result.scaled_losses))
 
