@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
-BENCHMARKS = training_step activation_cache pair_scoring search_ranks encoding four_skills step_memory growth
+BENCHMARKS = training_step activation_cache pair_scoring search_ranks encoding four_skills step_memory growth balancing_cost
 
 .PHONY: demo test bench clean
 

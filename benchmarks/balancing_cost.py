@@ -58,21 +58,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = 12 if wanted.quick else 400
         limits = MiningLimits(train=rows, valid=20, test=8, max_lines=400, max_chars=9000)
         data = data_folder(wanted.data, temporary, limits)
-        config = configuration(
-            backbone_name(wanted.backbone, temporary), data, 8 if wanted.quick else wanted.batch_size, rows
-        )
+        backbone, batch_size = backbone_name(wanted.backbone, temporary), 8 if wanted.quick else wanted.batch_size
+        config = configuration(backbone, data, batch_size, rows, 64 if wanted.quick else 256)
         found = measure(config, temporary, wanted.rounds)
     result = {"machine": machine(), **found}
     write_report("balancing_cost", wanted.output, result, [table(found)], lambda figure: plot(figure, found))
 
 
-def configuration(backbone: str, data: Path, batch_size: int, rows: int) -> TrainConfig:
+def configuration(backbone: str, data: Path, batch_size: int, rows: int, max_length: int) -> TrainConfig:
     """Four tasks, LoRA, everything else as by default."""
     return TrainConfig.model_validate({
         "backbone": {"name": backbone, "pooling": "mean"},
         "tasks": {name: {"limit": {"train": rows, "valid": 20, "test": 8}} for name in TASKS},
         "data_dir": str(data),
         "batch_size": batch_size,
+        "max_length": max_length,
         "max_steps": 1000,
         "conflict_steps": 0,
     })  # fmt: skip
