@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
-BENCHMARKS = training_step activation_cache pair_scoring search_ranks encoding four_skills step_memory growth balancing_cost
+BENCHMARKS = training_step activation_cache pair_scoring search_ranks encoding four_skills step_memory growth balancing_cost cross_entropy_memory
 
 .PHONY: demo test bench clean
 

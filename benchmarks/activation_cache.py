@@ -23,6 +23,7 @@ from manyskills.data.mining import MiningLimits
 from manyskills.data.sampling import Phase, Sampler
 from manyskills.model.activations import training_encoder
 from manyskills.training.balancing import build_balancing
+from manyskills.training.forward import Sources
 from manyskills.training.loop import positive_shares
 from manyskills.training.optimizer import Optimizer
 from manyskills.training.processes import Processes
@@ -81,7 +82,7 @@ class Epochs:
         for step in range(self.steps):
             batch = self.sampler.at(step, [Phase(0, tuple(self.config.tasks))])
             self.model.train()
-            result = accumulate_gradients(self.model, self.source, batch, self.balancing, step)
+            result = accumulate_gradients(self.model, Sources(self.source), batch, self.balancing, step)
             self.optimizer.update(step)
             self.tokens += int(self.prepared.store.lengths_N[result.unique_N].sum())
 

@@ -28,6 +28,7 @@ from manyskills.model.encoding import encode_texts
 from manyskills.model.multitask import MultiTaskModel, build_model
 from manyskills.tasks import Kind, get_task
 from manyskills.training.balancing import build_balancing
+from manyskills.training.forward import Sources
 from manyskills.training.processes import Processes
 from manyskills.training.step import accumulate_gradients
 from manyskills.training.vectors import BackboneVectors
@@ -121,7 +122,7 @@ def _work(model: MultiTaskModel, config: TrainConfig, rows: int, length: int, ta
 
     def step() -> None:
         model.train()
-        accumulate_gradients(model, source, batch, balancing, seed=0)
+        accumulate_gradients(model, Sources(source), batch, balancing, seed=0)
         model.zero_grad()
 
     def evaluation() -> None:

@@ -31,6 +31,7 @@ from manyskills.evaluation.plots import PALETTE
 from manyskills.model.multitask import MultiTaskModel, build_model
 from manyskills.tasks import get_task
 from manyskills.training.balancing import build_balancing
+from manyskills.training.forward import Sources
 from manyskills.training.optimizer import Optimizer
 from manyskills.training.processes import Processes
 from manyskills.training.step import accumulate_gradients
@@ -135,7 +136,7 @@ def _accumulate(model: MultiTaskModel, prepared: Prepared, config: TrainConfig, 
     source = BackboneVectors(model, prepared.store, config.token_budget, cached=cached, processes=alone)
     balancing = build_balancing(config.balancing, [TASK], config.seed)
     batch = {TASK: prepared.examples["train"][TASK].take(np.arange(case.candidates))}
-    return accumulate_gradients(model, source, batch, balancing, seed=1).losses[TASK]
+    return accumulate_gradients(model, Sources(source), batch, balancing, seed=1).losses[TASK]
 
 
 def _resident_bytes() -> int:

@@ -141,6 +141,37 @@ def data_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def seven_dir(data_dir) -> Path:
+    """The same folder with three small tasks whose answers are written."""
+    for split, count, offset in (("train", 24, 0), ("valid", 8, 100), ("test", 8, 200)):
+        numbers = range(offset, offset + count)
+        for language in ("python", "java"):
+            rows = [_function(n, language) for n in numbers]
+            _write(
+                data_dir / "code_generation" / f"{language}_{split}.jsonl",
+                ({"id": f"g{n}", **r} for n, r in enumerate(rows)),
+            )
+            summaries = ({"id": f"s{n}", "code": r["code"], "summary": r["nl"]} for n, r in enumerate(rows))
+            _write(data_dir / "code_summarization" / f"{language}_{split}.jsonl", summaries)
+        _write(data_dir / "code_translation" / f"{split}.jsonl", (_translation(n) for n in numbers))
+    return data_dir
+
+
+def _function(number: int, language: str) -> dict[str, str]:
+    if language == "python":
+        return {"nl": f"add {number} to x", "code": f"def f(x):\n    return x + {number}"}
+    return {"nl": f"add {number} to x", "code": f"int f(int x) {{ return x + {number}; }}"}
+
+
+def _translation(number: int) -> dict[str, str]:
+    return {
+        "id": f"t{number}",
+        "java": f"int get{number}() {{ return a; }}",
+        "csharp": f"int Get{number}() {{ return a; }}",
+    }
+
+
+@pytest.fixture(scope="session")
 def trained_run(backbone_folder, data_dir, tmp_path_factory):
     """A finished run of four tasks on a tiny BERT, for tests that only read it."""
     from manyskills.training.run import train
@@ -148,6 +179,33 @@ def trained_run(backbone_folder, data_dir, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("runs") / "shared"
     return train(small_config(backbone_folder("bert"), data_dir, folder, max_steps=12, eval_steps=4))
+
+
+@pytest.fixture(scope="session")
+def writing_module(backbone_folder, seven_dir, tmp_path_factory):
+    """Makes (once a session) a folder like best/ of a run of tasks that write and others, made instead of trained."""
+    from manyskills.model.checkpoint import save_model
+    from tests.training.helpers import small_config, warmed_up
+
+    made: dict[tuple[str, str], Path] = {}
+    tasks = {
+        "code_translation": {"max_new_tokens": 9, "prompt": {"csharp_java": "To Java: {source}"}},
+        "code_summarization": {"max_new_tokens": 7, "num_beams": 2, "prompt": "Sum up: {source}"},
+        "defect_detection": {"answer": "text", "prompt": "Bad? {code}"},
+        "code_search": {},
+    }
+
+    def make(method: str, family: str = "qwen2") -> Path:
+        if (method, family) not in made:
+            config = small_config(backbone_folder(family), seven_dir, tasks=tasks, max_length=68, method=method)
+            model, _ = warmed_up(config)
+            folder = tmp_path_factory.mktemp("module") / "best"
+            folder.mkdir()
+            save_model(model, folder, config, {"defect_detection": 0.4}, step=3)
+            made[method, family] = folder
+        return made[method, family]
+
+    return make
 
 
 def _write(path: Path, rows) -> None:

@@ -20,9 +20,10 @@ from manyskills.data.tokens import TokenStore
 from manyskills.model.encoding import WholeBackbone
 from manyskills.model.multitask import build_model, set_class_balance
 from manyskills.training.balancing import build_balancing
+from manyskills.training.forward import Sources, task_losses
 from manyskills.training.optimizer import Optimizer
 from manyskills.training.processes import Processes
-from manyskills.training.step import accumulate_gradients, task_losses
+from manyskills.training.step import accumulate_gradients
 from manyskills.training.vectors import BackboneVectors
 
 
@@ -56,7 +57,7 @@ class Ours:
     def _take(self, batches: Sequence[Mapping[str, Examples]]) -> None:
         for step, batch in enumerate(batches):
             self.model.train()
-            accumulate_gradients(self.model, self.source, batch, self.balancing, step)
+            accumulate_gradients(self.model, Sources(self.source), batch, self.balancing, step)
             self.optimizer.update(step)
         synchronize(self.work.device)
 

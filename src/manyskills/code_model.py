@@ -8,22 +8,27 @@ Importing this imports neither torch nor onnxruntime.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from manyskills.asking import Asked, ask, decoding_for
 from manyskills.config import TrainConfig
+from manyskills.data.finding import task_folder
 from manyskills.data.long_texts import ReadingRule, refused_texts
 from manyskills.data.preparation import Prepared, prepare, task_source
 from manyskills.data.problems import RowProblems
+from manyskills.data.prompted import PromptExamples, PromptStore
+from manyskills.data.prompts import PromptReader, written
 from manyskills.data.reading import check_rows, read_split
 from manyskills.data.rows import SplitRows
 from manyskills.data.text_set import Examples, gather
 from manyskills.data.tokens import Template, TextTable, TokenStore, tokenize
 from manyskills.errors import UserError, did_you_mean
+from manyskills.model.decoding.options import Decoding, Stop
 from manyskills.saved import SavedTasks
 from manyskills.tasks import SPLITS, Kind, SplitName, Task, get_task
 
@@ -41,16 +46,18 @@ class Reader:
         template: Its special tokens.
         max_positions: Tokens that the network can take at most.
         routes: By task, which part of a routed module reads its texts.
+        family: Of the backbone.
     """
 
     tokenizer: Any
     template: Template
     max_positions: int | None
     routes: Mapping[str, int]
+    family: str = "encoder"
 
 
 class CodeModel(ABC):
-    """One backbone with its shared module and one head a task.
+    """One backbone with its shared module, and one head a task or what it was taught to write.
 
     Attributes:
         tasks: The tasks it answers, by name.
@@ -61,6 +68,7 @@ class CodeModel(ABC):
 
     def __init__(self, saved: SavedTasks, folder: Path, reader: Reader, vector_size: int) -> None:
         self._config, self._reader, self._vector_size = saved.config, reader, vector_size
+        self._frames = saved.prompts
         self.tasks: dict[str, Task] = {name: get_task(name) for name in saved.config.tasks}
         self.thresholds, self.synthetic, self.folder = dict(saved.thresholds), dict(saved.synthetic), folder
 
@@ -79,6 +87,18 @@ class CodeModel(ABC):
     @abstractmethod
     def _outputs(self, examples: Mapping[str, Examples], vectors_ND: np.ndarray) -> dict[str, Outputs]:
         """Answers of each task, from one vector for each text of `gather(examples)`."""
+
+    def _write(self, asked: Asked, decoding: Decoding, done: Done | None) -> list[list[str]]:
+        """The answers to each prompt."""
+        raise _mute()
+
+    def _choose(self, asked: Asked) -> np.ndarray:
+        """P(yes) among the two answers, for each prompt of a yes/no task, float64."""
+        raise _mute()
+
+    def _written_outputs(self, store: PromptStore, examples: Mapping[str, PromptExamples]) -> dict[str, Outputs]:
+        """Answers of each task whose answers are written."""
+        raise _mute()
 
     @property
     def config(self) -> TrainConfig:
@@ -109,8 +129,12 @@ class CodeModel(ABC):
         known = self.require(task)
         if known.kind is Kind.EMBED:
             raise UserError(f"{task} ranks, it does not classify", "use search(query, candidates) or encode(texts)")
+        if known.kind is Kind.GENERATE:
+            raise UserError(f"{task} writes, it does not classify", "use generate(task, rows)")
         if not rows:
             return np.empty(0)
+        if self.writes(task):
+            return self._choose(self._ask(task, rows, None, 0))
         checked = check_rows(known, rows, labels_required=False)
         texts = [tuple(row[name] for name in known.inputs) for row in checked]
         places = [
@@ -121,6 +145,59 @@ class CodeModel(ABC):
         answer = self._outputs({task: examples}, vectors_ND)[task]
         assert isinstance(answer, Probabilities)
         return answer.probabilities_E
+
+    def generate(
+        self,
+        task: str,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        variant: str | None = None,
+        max_new_tokens: int | None = None,
+        num_beams: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        samples: int = 1,
+        seed: int = 0,
+        stop: Stop | None = None,
+        done: Done | None = None,
+    ) -> list[str] | list[list[str]]:
+        """What a generating task writes for each row.
+
+        Args:
+            task: Its name.
+            rows: Dictionaries with the column that the task reads (`nl`, `code`, `java` or `csharp`).
+            variant: The language or direction of all rows; None: each row's column `variant` (or `language`) says it,
+                or its columns leave only one.
+            max_new_tokens: Tokens of an answer at most; None: as in training.
+            num_beams: Beams of the search; None: as in training, and 1 where answers are drawn.
+            temperature: 0: the likeliest token each time; else tokens are drawn, from logits divided by it.
+            top_p: Draws: only the likeliest tokens that have this share of probability together.
+            top_k: Draws: only so many likeliest tokens; 0: all.
+            samples: Answers to each row.
+            seed: Of draws. A draw depends on the seed, the prompt, the sample's number and the place in the answer
+                only: not on the other rows nor on their order.
+            stop: end (default): an answer ends at its end token or at the limit; function: also behind its first
+                function, in Python, Java and C#.
+            done: Gets a row's position and its answers as soon as they are there; the longest texts come first.
+
+        Returns:
+            For each row its answer, or with `samples` over 1 a list of them.
+
+        Raises:
+            UserError: The task writes nothing or is unknown, a row lacks a column or leaves its variant open, or
+                numbers are out of range.
+        """
+        if self.require(task).kind is not Kind.GENERATE:
+            raise UserError(f"{task} does not write", "use predict, predict_proba or search")
+        decoding = decoding_for(
+            self._config.tasks[task], max_new_tokens=max_new_tokens, num_beams=num_beams, temperature=temperature,
+            top_p=top_p, top_k=top_k, samples=samples, seed=seed, stop=stop,
+        )  # fmt: skip
+        if not rows:
+            return []
+        answers = self._write(self._ask(task, rows, variant, decoding.max_new_tokens), decoding, done)
+        return answers if samples > 1 else [only for (only,) in answers]
 
     def encode(self, texts: Sequence[str], *, task: str | None = None) -> np.ndarray:
         """Vectors of texts, float32, shape (N, D).
@@ -208,9 +285,13 @@ class CodeModel(ABC):
         names = list(self.tasks if tasks is None else tasks)
         rows = {name: self._read(name, data, split, limit) for name in names}
         prepared = self._prepare(split, rows)
-        examples = prepared.examples[split]
-        vectors_ND = self._evaluation_vectors(prepared.store, gather(examples).unique_N)
-        outputs = self._outputs(examples, vectors_ND)
+        found: dict[str, Outputs] = {}
+        if examples := prepared.examples[split]:
+            vectors_ND = self._evaluation_vectors(prepared.store, gather(examples).unique_N)
+            found |= self._outputs(examples, vectors_ND)
+        if prepared.prompts is not None:
+            found |= self._written_outputs(prepared.prompts, prepared.prompted[split])
+        outputs = {name: found[name] for name in names}
         return score(
             outputs, self.thresholds, samples=samples, confidence=self._config.confidence, seed=self._config.seed
         )
@@ -238,6 +319,24 @@ class CodeModel(ABC):
             raise UserError(f"this module was not trained on {name!r}", did_you_mean(name, self.tasks))
         return self.tasks[name]
 
+    def writes(self, task: str) -> bool:
+        """Whether the task's answers are texts, not what a head makes of a vector."""
+        return written(task, self._config.tasks[self.require(task).name])
+
+    def variants(self, task: str) -> list[str]:
+        """Languages or directions of a generating task that the module was trained on; none of another task."""
+        known = self.require(task)
+        return list(self._frames.get(task, {})) if known.kind is Kind.GENERATE else []
+
+    def _ask(self, task: str, rows: Sequence[Mapping[str, Any]], variant: str | None, max_new_tokens: int) -> Asked:
+        """The prompts of rows, with room for as long an answer as was trained for, or for a longer one."""
+        config, reader = self._config.tasks[task], self._reader
+        config = config.model_copy(update={"max_new_tokens": max(max_new_tokens, config.max_new_tokens)})
+        prompts = PromptReader(
+            reader.tokenizer, reader.family, self._config.max_length, reader.max_positions, reader.routes
+        )
+        return ask(self.tasks[task], rows, config, prompts, self._frames, variant=variant)
+
     def _through_head(self, task: str | None) -> bool:
         """Whether `encode` gives what the task's head makes of a vector.
 
@@ -251,6 +350,8 @@ class CodeModel(ABC):
                 raise UserError(what, f"name one: encode(texts, task=...); the tasks are: {', '.join(self.tasks)}")
             return False
         searches = self.require(task).kind is Kind.EMBED
+        if self.writes(task):
+            raise UserError(f"{task} is answered with text, and has no vectors", "leave task out, or use generate")
         if not searches and not routed:
             raise UserError(f"{task} has no vectors of its own", "leave task out")
         return searches
@@ -278,8 +379,12 @@ class CodeModel(ABC):
         if task is not None:
             return ReadingRule.of(task, self._config.tasks[task], limit, positions, self._reader.routes[task])
         rule = ReadingRule(limit if positions is None else min(limit, positions))  # a task's own limit may be lower
-        choices = {(config.long, config.window_overlap) for config in self._config.tasks.values()}
-        if len(choices) > 1:
+        choices = {
+            (config.long, config.window_overlap)
+            for name, config in self._config.tasks.items()
+            if not written(name, config)
+        }
+        if len(choices) != 1:
             return rule
         long, overlap = choices.pop()
         return replace(rule, long=long, window_overlap=overlap)
@@ -288,14 +393,26 @@ class CodeModel(ABC):
         config = self._config.tasks[self.require(name).name]
         if data is not None and not Path(data).is_dir():  # else <data>/<task> would be looked for on the hub
             raise UserError(f"there is no folder {data}", f"it is to hold one folder a task, such as {name}/")
-        source = str(Path(data) / name) if data is not None else task_source(self._config, name)
+        task = self.tasks[name]
+        source = str(task_folder(Path(data), task)) if data is not None else task_source(self._config, name)
         wanted = limit if limit is not None else getattr(config.limit, split)
-        return read_split(self.tasks[name], source, split, columns=config.columns, limit=wanted, seed=self._config.seed)
+        return read_split(
+            task, source, split,
+            columns=config.columns, variants=config.variants, limit=wanted, seed=self._config.seed,
+        )  # fmt: skip
 
     def _prepare(self, split: SplitName, rows: dict[str, SplitRows]) -> Prepared:
         tasks = {name: self._config.tasks[name] for name in rows}
         reader = self._reader
         return prepare(
             {split: rows}, tasks, self._config.max_length, reader.tokenizer, reader.template,
-            reader.max_positions, reader.routes,
+            reader.max_positions, reader.routes, reader.family, self._frames,
         )  # fmt: skip
+
+
+Done = Callable[[int, list[str]], None]
+"""Gets the position of a row and its answers."""
+
+
+def _mute() -> UserError:
+    return UserError("an ONNX graph has no language model, and cannot write", "load the run, or its merged export")

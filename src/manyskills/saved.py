@@ -6,13 +6,15 @@ Nothing here needs torch: a module that is an ONNX graph is described by the sam
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from manyskills import __version__
 from manyskills.config import TrainConfig
+from manyskills.data.frames import Frame, Frames
 from manyskills.errors import UserError
 
 HEADS_FILE, TASKS_FILE = "heads.safetensors", "tasks.json"
@@ -34,12 +36,29 @@ class SavedTasks:
         thresholds: Probability from which each classifying task says yes; chosen on validation.
         synthetic: Tasks whose labels were made by a program, with how.
         step: Updates that the weights had seen.
+        prompts: What stands around the sources and answers of the tasks whose answers are written, by task and variant.
     """
 
     config: TrainConfig
     thresholds: dict[str, float]
     synthetic: dict[str, str]
     step: int = 0
+    prompts: Frames = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `tasks.json`."""
+        return {
+            "format": FORMAT,
+            "manyskills": __version__,
+            "config": self.config.model_dump(mode="json"),
+            "thresholds": self.thresholds,
+            "synthetic": self.synthetic,
+            "step": self.step,
+            "prompts": {
+                task: {name: frame.to_list() for name, frame in by_variant.items()}
+                for task, by_variant in self.prompts.items()
+            },
+        }
 
 
 def read_tasks_file(folder: Path) -> SavedTasks:
@@ -55,7 +74,8 @@ def read_tasks_file(folder: Path) -> SavedTasks:
             newer = f"{path} was written by manyskills {content['manyskills']}, this is {__version__}"
             raise UserError(newer, "upgrade manyskills")
         config = _with_own_backbone(TrainConfig.model_validate(content["config"]), folder)
-        return SavedTasks(config, content["thresholds"], content["synthetic"], content["step"])
+        prompts = _frames(content.get("prompts", {}))  # folders that were written before there were any load as well
+        return SavedTasks(config, content["thresholds"], content["synthetic"], content["step"], prompts)
     except FileNotFoundError as error:
         wanted = f"{folder} holds no trained module: {TASKS_FILE} is missing"
         raise UserError(wanted, "give a run folder, or its best/ folder") from error
@@ -63,8 +83,15 @@ def read_tasks_file(folder: Path) -> SavedTasks:
         first = error.errors()[0]
         wrong = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise UserError(f"{path} is not what manyskills writes: {wrong}", _RESTORE) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not what manyskills writes: {error}", _RESTORE) from error
+
+
+def _frames(content: Any) -> Frames:
+    return {
+        task: {name: Frame.from_list(texts) for name, texts in by_variant.items()}
+        for task, by_variant in content.items()
+    }
 
 
 _RESTORE = "restore the file, load it with the version that wrote it, or train again"

@@ -11,13 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from manyskills.code_model import CodeModel, Reader
+from manyskills.asking import Asked
+from manyskills.code_model import CodeModel, Done, Reader
+from manyskills.data.prompted import PromptExamples, PromptStore
 from manyskills.data.text_set import Examples
 from manyskills.data.tokens import TokenStore
 from manyskills.evaluation.answers import Outputs
 from manyskills.evaluation.outputs import task_outputs
+from manyskills.evaluation.written import written_outputs
 from manyskills.model.checkpoint import load_model
 from manyskills.model.encoding import encode_texts
+from manyskills.model.generation import Decoding, answer_probabilities, generate
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.model.vector_cache import cached_vectors, vector_cache
 from manyskills.saved import SavedTasks, read_tasks_file
@@ -34,7 +38,7 @@ class TorchModel(CodeModel):
 
     def __init__(self, model: MultiTaskModel, saved: SavedTasks, folder: Path) -> None:
         architecture = model.architecture
-        reader = Reader(model.tokenizer, model.template, architecture.max_positions, model.routes)
+        reader = Reader(model.tokenizer, model.template, architecture.max_positions, model.routes, architecture.family)
         super().__init__(saved, folder, reader, architecture.hidden_size)
         self._model = model
 
@@ -67,3 +71,18 @@ class TorchModel(CodeModel):
 
     def _outputs(self, examples: Mapping[str, Examples], vectors_ND: np.ndarray) -> dict[str, Outputs]:
         return task_outputs(self._model, examples, torch.from_numpy(vectors_ND))
+
+    def _write(self, asked: Asked, decoding: Decoding, done: Done | None) -> list[list[str]]:
+        return generate(
+            self._model, asked.store, asked.examples.prompts_E, decoding,
+            token_budget=self._config.token_budget, languages=asked.languages, done=done,
+        )  # fmt: skip
+
+    def _choose(self, asked: Asked) -> np.ndarray:
+        examples = asked.examples
+        return answer_probabilities(
+            self._model, asked.store, examples.prompts_E, examples.choices, token_budget=self._config.token_budget
+        )
+
+    def _written_outputs(self, store: PromptStore, examples: Mapping[str, PromptExamples]) -> dict[str, Outputs]:
+        return written_outputs(self._model, store, examples, self._config.tasks, self._config.token_budget)

@@ -61,6 +61,14 @@ def test_init_writes_once(tmp_path, capsys):
     assert [p.name for p in path.parent.iterdir()] == ["run.yaml"]
 
 
+def test_init_takes_the_tasks_that_its_backbone_can_learn(tmp_path):
+    assert run(["init", str(tmp_path / "run.yaml")]) == 0
+    config = load_config(tmp_path / "run.yaml")
+    assert list(config.tasks) == ["clone_detection", "defect_detection", "flaky_tests", "code_search"]
+    assert run(["init", str(tmp_path / "writes.yaml"), "--tasks", "code_translation, code_search"]) == 0
+    assert load_config(tmp_path / "writes.yaml").backbone.name == "qwen2.5-coder-0.5b-instruct"
+
+
 def test_init_with_an_unknown_task_writes_nothing(tmp_path, capsys):
     assert run(["init", str(tmp_path / "run.yaml"), "--tasks", "code_serch"]) == 2
     assert "unknown task 'code_serch'\n  hint: did you mean 'code_search'?" in capsys.readouterr().err
@@ -86,8 +94,14 @@ def test_list_tasks(capsys):
     assert run(["list", "tasks", "--json"]) == 0
     facts = {fact["name"]: fact for fact in json.loads(capsys.readouterr().out)}
     assert facts["clone_detection"]["columns"] == ["code1", "code2", "label"]
+    assert facts["clone_detection"]["variants"] == []
+    assert facts["code_translation"]["variants"][0] == {
+        "name": "java_csharp", "source": "java", "target": "csharp", "language": "csharp",
+    }  # fmt: skip
     assert run(["list", "tasks"]) == 0
-    assert "mrr" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "mrr" in printed
+    assert "(java_csharp, csharp_java)" in printed
 
 
 def test_data_check(data, capsys):

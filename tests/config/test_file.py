@@ -4,6 +4,8 @@ import pytest
 
 from manyskills.config import FixedConfig, FrozenConfig, LoraConfig, TrainConfig
 from manyskills.config.file import config_from_dict, config_schema, dump_config, load_config, starter_config
+from manyskills.config.starter import starter_tasks
+from manyskills.data.options import refuse_useless_options
 from manyskills.errors import UserError
 
 
@@ -212,6 +214,23 @@ def test_the_starter_is_accepted_and_every_comment_is_a_key(write):
     assert all(f"\n{name}:" in uncommented for name in TrainConfig.model_fields)
     with pytest.raises(UserError, match="unknown task 'x'"):
         starter_config(["x"], "d", "o")
+
+
+@pytest.mark.parametrize("names", [["code_translation"], ["code_translation", "flaky_tests"], starter_tasks()])
+def test_the_starter_explains_the_keys_of_each_kind_of_task(write, names):
+    text = starter_config(names, "d", "o")
+    config = load_config(write(text))
+    assert list(config.tasks) == names
+    uncommented = re.sub(r"(?m)^#(?=\w|  )", "", text)
+    assert load_config(write(uncommented)) == config
+    refuse_useless_options(load_config(write(uncommented)))
+    writes, heads = names != starter_tasks(), len(names) > 1
+    for key in ("variants", "prompt", "max_new_tokens", "loss_on", "select_by", "num_beams"):
+        assert uncommented.count(f"    {key}: ") == writes
+    for key in ("head_hidden", "positive_weight", "answer"):
+        assert uncommented.count(f"    {key}: ") == heads
+    assert (config.backbone.name == "minilm") == (not writes), "what is written needs a backbone that can"
+    assert ("also code_generation, code_summarization, code_translation" in text) == (not writes)
 
 
 def test_the_schema_knows_short_forms():

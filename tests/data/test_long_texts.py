@@ -7,7 +7,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from manyskills.data.long_texts import ReadingRule, Truncation
-from manyskills.data.preparation import prepare, read_tasks, refuse_useless_options
+from manyskills.data.options import refuse_useless_options
+from manyskills.data.preparation import prepare, read_tasks
 from manyskills.data.problems import SHOWN
 from manyskills.data.tokens import read_template
 from manyskills.errors import UserError

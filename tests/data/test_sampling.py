@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from manyskills.config import AlternatingConfig, ProportionalConfig, RoundRobinConfig, TemperatureConfig
+from manyskills.data.prompted import PromptExamples
 from manyskills.data.sampling import Phase, Sampler, apportion, task_shares
 from manyskills.data.text_set import Examples
 from manyskills.tasks import get_task
@@ -256,3 +257,20 @@ def test_pairs_of_a_step_share_texts_and_joint_pairs_are_shuffled():
 
     assert texts_a_step(pairs) < 30
     assert texts_a_step(np.arange(960)[:, None]) == 32
+
+
+def test_tasks_whose_answers_are_written_are_drawn_beside_the_others():
+    clones = get_task("clone_detection")
+    texts = np.array([f"t{n}" for n in range(12)], dtype=object)
+    examples = {
+        "flaky_tests": make_examples()["flaky_tests"],
+        "code_translation": PromptExamples(get_task("code_translation"), np.arange(12), texts, texts),
+        "clone_detection": PromptExamples(clones, np.arange(12), texts, texts, np.arange(12, dtype="f4") % 2),
+    }
+    sampler = Sampler(examples, RULES[0], 9, 0)
+    seen = [sampler.at(step, [Phase(0, tuple(examples))]) for step in range(4)]
+    for name in examples:
+        assert sorted(map(len, (batch[name] for batch in seen))) == [3, 3, 3, 3]
+    found = [int(index) for batch in seen for index in batch["code_translation"].prompts_E]
+    assert sorted(found) == list(range(12)), "an epoch holds each once"
+    assert found != list(range(12))

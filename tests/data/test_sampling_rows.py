@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from manyskills.data.prompted import PromptExamples
 from manyskills.data.sampling_rows import sample_examples
 from manyskills.data.text_set import Examples
 from manyskills.tasks import get_task
@@ -21,6 +22,22 @@ def test_rows_in_columns_are_drawn_by_label_and_by_key():
     assert not np.array_equal(found.texts_EK, sample_examples(examples, 16, "1/defect_detection").texts_EK)
     assert len(sample_examples(examples, 1000, "0")) == 100
     assert len(sample_examples(examples, 0, "0")) == 0
+
+
+def written(variants, labels_E=None):
+    texts = np.array([f"t{n}" for n in range(len(variants))], dtype=object)
+    return PromptExamples(
+        get_task("code_summarization"), np.arange(len(variants)), texts, np.array(variants, dtype=object), labels_E
+    )
+
+
+def test_written_rows_are_drawn_by_variant_or_label():
+    found = sample_examples(written(["python"] * 75 + ["java"] * 25), 16, "0")
+    assert (found.variants_E == "java").sum() == 4
+    assert (found.references_E == [f"t{index}" for index in found.prompts_E]).all()
+    answers = sample_examples(written([""] * 100, LABELS_E), 16, "0")
+    assert answers.labels_E is not None
+    assert answers.labels_E.sum() == 4
 
 
 def test_rows_without_labels():

@@ -5,6 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
+from manyskills.evaluation.results import metric_label
+from manyskills.evaluation.scores import Estimate, TaskScores
+from manyskills.evaluation.scores_table import print_scores
 from manyskills.evaluation.table import notes, print_table, render_markdown, results_table
 
 
@@ -97,3 +100,34 @@ def test_no_tasks_is_an_empty_table():
     assert results_table({"tasks": {}}) == []
     assert render_markdown({"tasks": {}}).startswith("| task |")
     printed({"tasks": {}}, 80)
+
+
+def test_written_answers_stand_beside_the_others(results):
+    def written(value):
+        return {**scores("bleu", value, value - 0.01, value + 0.01), "threshold": None, "positives": None}
+
+    systems = {
+        name: {"valid": written(value), "test": written(value)} for name, value in (("copy", 0.19), ("module", 0.5))
+    }
+    results["tasks"]["code_translation"] = {"primary_metric": "bleu", "synthetic": None, "systems": systems}
+    lines = render_markdown(results).splitlines()
+    assert lines[0].endswith("| TF-IDF floor | source copied |")
+    assert lines[5].startswith("| `code_translation` | BLEU | 4,000 rows | **0.500** [.490, .510] |")
+    assert "4,000 rows" in printed(results, 80)
+
+
+def test_metrics_of_a_variant_say_so():
+    assert metric_label("bleu/java_csharp") == "BLEU (java_csharp)"
+    assert metric_label("strange") == "strange"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_scores_of_written_answers(monkeypatch, installed):
+    monkeypatch.setattr("manyskills.evaluation.text.can_parse", lambda language: installed)
+    metrics = {"bleu": Estimate(0.5, 0.4, 0.6), "bleu/java_csharp": Estimate(0.5)}
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    print_scores({"code_translation": TaskScores(metrics, None, 10, None, None)}, {}, console)
+    text = console.file.getvalue()
+    assert "0.5000 [0.4000, 0.6000]   10 rows" in text
+    assert "BLEU (java_csharp)" in text
+    assert ("tree-sitter" in text) is not installed

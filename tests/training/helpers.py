@@ -11,6 +11,7 @@ from manyskills.config import TrainConfig
 from manyskills.data.preparation import Prepared
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.training.balancing import build_balancing
+from manyskills.training.forward import Sources
 from manyskills.training.processes import Processes
 from manyskills.training.run import load_inputs
 from manyskills.training.step import StepResult, accumulate_gradients
@@ -50,7 +51,7 @@ def gradients(
     model.zero_grad()
     source = BackboneVectors(model, prepared.store, budget, cached=cached, processes=ALONE)
     balancing = build_balancing(config.balancing, list(config.tasks), config.seed)
-    result = accumulate_gradients(model, source, prepared.examples["train"], balancing, seed)
+    result = accumulate_gradients(model, Sources(source), prepared.examples["train"], balancing, seed)
     return result, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 

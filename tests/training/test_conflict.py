@@ -11,7 +11,7 @@ import pytest
 from manyskills.data.sampling import Phase
 from manyskills.data.text_set import Examples
 from manyskills.tasks import get_task
-from manyskills.training import step as training_step
+from manyskills.training import forward
 from manyskills.training.balancing import TaskLoss
 from manyskills.training.conflict import RECENT, WINDOW, Watch, clear_drop, metric_rows
 from manyskills.training.progress import Progress
@@ -283,14 +283,14 @@ def test_a_weight_of_0_is_meant_and_no_collapse(backbone_folder, data_dir, tmp_p
 
 
 def test_a_small_factor_of_a_long_gradient_is_no_collapse(backbone_folder, data_dir, tmp_path, monkeypatch):
-    losses = training_step.task_losses
+    losses = forward.task_losses
 
     def one_is_long(*given):
         found = losses(*given)
         long = found["defect_detection"]
         return found | {"defect_detection": TaskLoss(1e5 * long.value, long.chance)}
 
-    monkeypatch.setattr(training_step, "task_losses", one_is_long)
+    monkeypatch.setattr(forward, "task_losses", one_is_long)
     records, said = _trained(backbone_folder, data_dir, tmp_path, heads_first=True, balancing="nash_mtl")
     assert max(record["weights"]["defect_detection"] for record in records) < 0.01
     assert not [sentence for sentence in said if "has collapsed" in sentence]

@@ -15,7 +15,7 @@ from manyskills.cli.app import run
 from manyskills.config import LearnedSoftmaxConfig, PcgradConfig
 from manyskills.config.file import dump_config
 from manyskills.errors import UserError
-from manyskills.training import loop
+from manyskills.training import forward, loop
 from manyskills.training.run import train
 from tests.training.helpers import small_config
 
@@ -81,13 +81,13 @@ def test_out_of_memory_on_the_cpu_and_other_runtime_errors():
 def test_a_loss_that_is_not_finite_names_step_and_task(config, monkeypatch):
     from manyskills.training.balancing import TaskLoss
 
-    losses = loop.accumulate_gradients.__globals__["task_losses"]
+    losses = forward.task_losses
 
     def broken(*arguments):
         found = losses(*arguments)
         return found | {"code_search": TaskLoss(found["code_search"].value * float("nan"), 1.0)}
 
-    monkeypatch.setitem(loop.accumulate_gradients.__globals__, "task_losses", broken)
+    monkeypatch.setattr(forward, "task_losses", broken)
     with pytest.raises(UserError, match=r"step 1: the loss of code_search is not a finite number(.|\n)*learning_rate"):
         train(config)
 

@@ -11,6 +11,7 @@ from manyskills.model.attention import UNPADDED
 from manyskills.model.encoding import encode_texts
 from manyskills.model.multitask import build_model
 from manyskills.training.balancing import build_balancing
+from manyskills.training.forward import Sources
 from manyskills.training.optimizer import Optimizer
 from manyskills.training.processes import Processes
 from manyskills.training.run import load_inputs, train
@@ -38,7 +39,7 @@ def test_cached_equals_single_pass(family, bf16, backbone_folder, data_dir):
         model.zero_grad()
         source = BackboneVectors(model, prepared.store, 200, cached=cached, processes=Processes(0, 1, device))
         balancing = build_balancing(config.balancing, list(config.tasks), config.seed)
-        accumulate_gradients(model, source, prepared.examples["train"], balancing, 1)
+        accumulate_gradients(model, Sources(source), prepared.examples["train"], balancing, 1)
         found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-4)
@@ -63,11 +64,11 @@ def test_each_tasks_gradient_is_that_of_the_cpu(name, backbone_folder, data_dir)
         model.train()
         source = BackboneVectors(model, prepared.store, 200, cached=False, processes=Processes(0, 1, device))
         rule = build_balancing(config.balancing, list(config.tasks), config.seed)
-        result = accumulate_gradients(model, source, prepared.examples["train"], rule, 1, measure=True)
+        result = accumulate_gradients(model, Sources(source), prepared.examples["train"], rule, 1, measure=True)
         assert result.gradients is not None
         assert result.gradients.values_KP.device.type == place
         rule.restore(rule.state())  # the averages of db_mtl come back from the CPU
-        accumulate_gradients(model, source, prepared.examples["train"], rule, 1)
+        accumulate_gradients(model, Sources(source), prepared.examples["train"], rule, 1)
         gradients = torch.cat([p.grad.flatten().cpu() for _, p in model.shared_parameters() if p.grad is not None])
         found[place] = (result, gradients)
     (cpu, cpu_P), (gpu, gpu_P) = found["cpu"], found["cuda"]

@@ -9,6 +9,7 @@ import torch
 from manyskills.data.text_set import gather
 from manyskills.model.encoding import encode_texts
 from manyskills.training.balancing import build_balancing
+from manyskills.training.forward import Sources
 from manyskills.training.step import accumulate_gradients
 from tests.conftest import FAMILIES
 from tests.training.helpers import ALONE, CPU, gradients, small_config, warmed_up
@@ -112,7 +113,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_task(backbone_folder, data_dir
     source = PrecomputedVectors(torch.ones(len(texts_N), 32), texts_N, CPU)
     with pytest.raises(UserError, match="flaky_tests is not a finite number"):
         balancing = build_balancing(config.balancing, list(config.tasks), config.seed)
-        accumulate_gradients(model, source, prepared.examples["train"], balancing, 0)
+        accumulate_gradients(model, Sources(source), prepared.examples["train"], balancing, 0)
 
 
 def test_one_process_sums_to_itself():

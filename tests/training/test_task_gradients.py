@@ -8,6 +8,7 @@ import torch
 
 from manyskills.data.text_set import Examples, gather
 from manyskills.training.balancing import Combined, Rule, equal
+from manyskills.training.forward import Sources
 from manyskills.training.measuring import conflict_steps
 from manyskills.training.step import accumulate_gradients, repeat_losses
 from manyskills.training.task_gradients import TaskGradients
@@ -54,7 +55,7 @@ def step(model, prepared, rule, *, measure, cached=False, budget=200, batch=None
     model.zero_grad()
     source = BackboneVectors(model, prepared.store, budget, cached=cached, processes=ALONE)
     batch = batch or prepared.examples["train"]
-    result = accumulate_gradients(model, source, batch, rule, 1, measure=measure)
+    result = accumulate_gradients(model, Sources(source), batch, rule, 1, measure=measure)
     return result, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -142,13 +143,13 @@ def test_repeated_losses_are_the_steps_own_until_weights_change(backbone_folder,
     for measure in (False, True):
         result, _ = step(model, prepared, Weighted(), measure=measure)
         source = BackboneVectors(model, prepared.store, 200, cached=False, processes=ALONE)
-        again = repeat_losses(model, source, batch, Weighted(), 1, apart=measure)
+        again = repeat_losses(model, Sources(source), batch, Weighted(), 1, apart=measure)
         assert {name: loss.value.item() for name, loss in again.items()} == pytest.approx(result.losses, rel=1e-4)
         assert not any(loss.value.requires_grad for loss in again.values())
     with torch.no_grad():
         for _, p in model.head_parameters():
             p.mul_(2)
-    changed = repeat_losses(model, source, batch, Weighted(), 1, apart=True)
+    changed = repeat_losses(model, Sources(source), batch, Weighted(), 1, apart=True)
     assert changed["flaky_tests"].value.item() != pytest.approx(result.losses["flaky_tests"], rel=1e-3)
 
 

@@ -20,7 +20,7 @@ from manyskills.training import run as run_module
 from manyskills.training.distillation import annealed
 from manyskills.training.plan import make_plan
 from manyskills.training.run import load_inputs, train
-from manyskills.training.step import task_losses
+from manyskills.training.forward import task_losses
 from manyskills.training.teachers import find_teachers, rows_to_ask, teach
 from tests.training.helpers import ALONE, CPU, TASKS, small_config
 

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from manyskills import __version__
-from manyskills.cli import configuration, export, methods, study, training
+from manyskills.cli import configuration, export, generation, methods, pretraining, study, training
 from manyskills.cli import data as data_verbs
 from manyskills.errors import UserError
 from manyskills.files import is_no_space, write_atomically
@@ -31,7 +31,10 @@ app.add_typer(data_verbs.app, name="data")
 app.add_typer(configuration.app, name="config")
 app.add_typer(list_app, name="list")
 app.add_typer(study.app, name="study")
-for verb in (methods.methods, training.train, training.evaluate, training.predict, export.export):
+for verb in (
+    methods.methods, training.train, training.evaluate, training.predict, generation.generate, export.export,
+    pretraining.pretrain,
+):  # fmt: skip
     app.command()(verb)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -112,18 +115,19 @@ def _options(
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="The configuration to write.")] = Path("manyskills.yaml"),
-    tasks: Annotated[str | None, typer.Option(help="Task names, separated by commas; default: all.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Task names, separated by commas; default: those that any backbone can learn.")
+    ] = None,
     data: Annotated[str, typer.Option(help="The folder that holds one folder a task.")] = "data",
     output_dir: Annotated[str, typer.Option(help="The run folder.")] = "runs/run",
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
 ) -> None:
     """Write a commented configuration."""
-    from manyskills.config.file import starter_config
-    from manyskills.tasks import all_tasks
+    from manyskills.config.starter import starter_config, starter_tasks
 
     if path.exists() and not force:
         raise UserError(f"{path} is there already", "choose another name, or replace it with --force")
-    names = data_verbs.split_names(tasks) if tasks else list(all_tasks())
+    names = data_verbs.split_names(tasks) if tasks else starter_tasks()
     write_atomically(path, starter_config(names, data, output_dir, str(path)))
     typer.echo(f"wrote {path}; next: manyskills data check {path}", err=True)
 
@@ -146,7 +150,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 @list_app.command("tasks")
 def list_tasks(as_json: AsJson = False) -> None:
-    """List the tasks, their columns and metrics."""
+    """List the tasks, their columns, variants and metrics."""
     import json
 
     from manyskills.tasks import all_tasks
@@ -158,6 +162,9 @@ def list_tasks(as_json: AsJson = False) -> None:
             "columns": [*task.inputs, *([task.label] if task.label else [])],
             "metric": task.primary_metric,
             "description": task.description,
+            "variants": [
+                {"name": v.name, "source": v.source, "target": v.target, "language": v.language} for v in task.variants
+            ],
         }
         for task in all_tasks().values()
     ]
@@ -166,7 +173,9 @@ def list_tasks(as_json: AsJson = False) -> None:
         return
     for fact in facts:
         columns = ", ".join(fact["columns"])
-        typer.echo(f"{fact['name']:<18} {fact['kind']:<9} {columns:<22} {fact['metric']:<9} {fact['description']}")
+        variants = ", ".join(variant["name"] for variant in fact["variants"])
+        about = fact["description"] + (f" ({variants})" if variants else "")
+        typer.echo(f"{fact['name']:<18} {fact['kind']:<9} {columns:<22} {fact['metric']:<9} {about}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from manyskills.errors import UserError, did_you_mean
+
 app = typer.Typer(help="Show and check configurations.", no_args_is_help=True, rich_markup_mode=None)
 
 Config = Annotated[Path, typer.Argument(help="A YAML configuration.")]
@@ -31,10 +33,17 @@ def validate(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    verb: Annotated[str, typer.Option("--for", help="train or pretrain: the verb that reads them.")] = "train",
+) -> None:
     """Print the JSON schema of configurations, for editors."""
     import json
 
+    from manyskills.config import TrainConfig
     from manyskills.config.file import config_schema
+    from manyskills.config.pretraining import PretrainConfig
 
-    typer.echo(json.dumps(config_schema(), indent=2, ensure_ascii=False))
+    models = {"train": TrainConfig, "pretrain": PretrainConfig}
+    if verb not in models:
+        raise UserError(f"--for {verb}: no such verb has configurations", did_you_mean(verb, models))
+    typer.echo(json.dumps(config_schema(models[verb]), indent=2, ensure_ascii=False))

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from manyskills.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from rich.console import Console
 
+    from manyskills.config import TaskConfig
     from manyskills.data.check import TaskDataReport
-    from manyskills.data.long_texts import Long
+    from manyskills.data.check_written import PromptLimits
     from manyskills.data.rows import SplitRows
+    from manyskills.data.tokens import Template
     from manyskills.tasks import SplitName, Task
     from manyskills.tasks.base import Text
 
@@ -33,9 +35,8 @@ class Source:
     """Where the data of a task is, and what the configuration says about reading it."""
 
     place: str
-    columns: Mapping[str, str]
+    options: TaskConfig
     max_length: int | None = None
-    long: Long = "truncate"
     joint: bool = False
 
 
@@ -66,11 +67,11 @@ def check(
 
     sources = _sources(config, overrides, data, tasks)
     backbone = backbone or sources.backbone
-    lengths = token_lengths(backbone) if backbone else None
+    counter = TokenCounter.of(backbone) if backbone else None
     reports, failures = [], []
     for name, source in sources.tasks.items():
-        limited = replace(source, max_length=(max_length or source.max_length) if lengths else None)
-        report = _report(name, limited, lengths, failures)
+        limited = replace(source, max_length=(max_length or source.max_length) if counter else None)
+        report = _report(name, limited, counter, failures)
         reports += [report] if report else []
     if as_json:
         typer.echo(json.dumps([report.to_dict() for report in reports], indent=2, ensure_ascii=False))
@@ -107,29 +108,71 @@ def show(
     if not task:
         raise UserError("data show wants --task", "`manyskills list tasks` names them")
     source = _sources(config, overrides, data, task).tasks[task]
-    found = read_split(get_task(task), source.place, known[split], columns=source.columns, limit=rows, seed=seed)
+    columns, variants = source.options.columns, source.options.variants
+    found = read_split(
+        get_task(task), source.place, known[split], columns=columns, variants=variants, limit=rows, seed=seed
+    )
     for row in found.rows:
         typer.echo(json.dumps(row, ensure_ascii=False) if as_json else _for_people(found.task, row))
     typer.echo(f"{len(found.rows)} of {found.total:,} rows of {found.source}", err=True)
 
 
-def token_lengths(backbone: str) -> Callable[[list[Text]], list[int]]:
-    """Counts tokens of texts, or of pairs that are read jointly, as a backbone's tokenizer does, special ones included.
+@dataclass(frozen=True, slots=True)
+class TokenCounter:
+    """Counts tokens as a backbone's tokenizer does."""
 
-    Raises:
-        UserError: There is no such backbone.
-    """
-    from manyskills.config import BackboneConfig
-    from manyskills.data.tokens import Entry, tokenize
-    from manyskills.model.backbones import load_tokenizer
+    tokenizer: Any
+    template: Template
+    family: str
 
-    tokenizer, template = load_tokenizer(BackboneConfig.model_validate({"name": backbone}))
+    @classmethod
+    def of(cls, backbone: str) -> TokenCounter:
+        """That of a backbone.
 
-    def count(texts: list[Text]) -> list[int]:
-        store = tokenize([Entry(text, 1 << 30) for text in texts], tokenizer, template, use_cache=False)
+        Raises:
+            UserError: There is no such backbone.
+        """
+        from transformers import AutoConfig
+
+        from manyskills.config import BackboneConfig
+        from manyskills.model.backbones import ENCODER_DECODERS, load_tokenizer, resolve
+
+        tokenizer, template = load_tokenizer(BackboneConfig.model_validate({"name": backbone}))
+        kind = AutoConfig.from_pretrained(resolve(backbone), trust_remote_code=False).model_type
+        return cls(tokenizer, template, "encoder_decoder" if kind in ENCODER_DECODERS else "decoder")
+
+    def lengths(self, texts: list[Text]) -> list[int]:
+        """Of texts, or of pairs that are read jointly, special tokens included."""
+        return self._count(texts, self.template)
+
+    def plain_lengths(self, texts: list[Text]) -> list[int]:
+        """Of texts without anything around them, as they stand in prompts and answers."""
+        from manyskills.data.prompts import plain_text
+        from manyskills.data.tokens import Template
+
+        with plain_text(self.tokenizer):
+            return self._count(texts, Template((), (), ()))
+
+    def limits(self, task: Task, source: Source) -> PromptLimits | None:
+        """What a generating task's prompts and answers may have; none without a limit.
+
+        Raises:
+            UserError: The task's instruction is wrong.
+        """
+        from manyskills.data.check_written import PromptLimits
+        from manyskills.data.prompts import FrameIds, frames
+
+        if source.max_length is None:
+            return None
+        around = frames(task, source.options, self.tokenizer, self.family)
+        tokens = {name: FrameIds.of(frame, self.tokenizer).length for name, frame in around.items()}
+        return PromptLimits(source.max_length, source.options.max_new_tokens, tokens)
+
+    def _count(self, texts: list[Text], template: Template) -> list[int]:
+        from manyskills.data.tokens import Entry, tokenize
+
+        store = tokenize([Entry(text, 1 << 30) for text in texts], self.tokenizer, template, use_cache=False)
         return store.full_lengths_N.tolist()
-
-    return count
 
 
 def split_names(names: str) -> list[str]:
@@ -147,6 +190,8 @@ def split_names(names: str) -> list[str]:
 
 
 def _sources(config: Path | None, overrides: list[str] | None, data: str | None, tasks: str | None) -> Sources:
+    from manyskills.config import TaskConfig
+    from manyskills.data.finding import task_folder
     from manyskills.tasks import all_tasks
 
     wanted = split_names(tasks) if tasks else None
@@ -157,10 +202,11 @@ def _sources(config: Path | None, overrides: list[str] | None, data: str | None,
     folder = Path(data)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}", "--data names the folder that holds one folder a task")
-    names = wanted or [name for name in all_tasks() if (folder / name).is_dir()]
+    places = {name: task_folder(folder, task) for name, task in all_tasks().items()}
+    names = wanted or [name for name, place in places.items() if place.is_dir()]
     if not names:
         raise UserError(f"{folder} holds no folder of a task", f"it may hold {', '.join(all_tasks())}")
-    return Sources({name: Source(str(folder / name), {}) for name in names}, None)
+    return Sources({name: Source(str(places[name]), TaskConfig()) for name in names}, None)
 
 
 def _sources_of_config(path: Path, overrides: list[str], wanted: list[str] | None) -> Sources:
@@ -176,23 +222,24 @@ def _sources_of_config(path: Path, overrides: list[str], wanted: list[str] | Non
     for name in wanted or config.tasks:
         options = config.tasks[name]
         limit = options.max_length or config.max_length
-        joint = options.read == "joint" and get_task(name).kind is Kind.PAIR
-        found[name] = Source(task_source(config, name), options.columns, limit, options.long, joint)
+        joint = get_task(name).kind is Kind.PAIR and (options.read == "joint" or options.answer == "text")
+        found[name] = Source(task_source(config, name), options, limit, joint)
     return Sources(found, config.backbone.name)
 
 
 def _report(
     name: str,
     source: Source,
-    lengths: Callable[[list[Text]], list[int]] | None,
+    counter: TokenCounter | None,
     failures: list[UserError],
 ) -> TaskDataReport | None:
     """One task's report, or none if its data cannot be read; the reasons go to `failures`."""
     from manyskills.data.check import check_data
+    from manyskills.data.check_written import check_generating
     from manyskills.data.reading import available_splits, read_split
-    from manyskills.tasks import get_task
+    from manyskills.tasks import Kind, get_task
 
-    task = get_task(name)
+    task, options = get_task(name), source.options
     splits: dict[SplitName, SplitRows] = {}
     before = len(failures)
     try:
@@ -202,12 +249,19 @@ def _report(
         return None
     for split in available:
         try:
-            splits[split] = read_split(task, source.place, split, columns=source.columns)
+            splits[split] = read_split(task, source.place, split, columns=options.columns, variants=options.variants)
         except UserError as error:
             failures.append(error)
     if len(failures) > before:
         return None
-    return check_data(task, splits, lengths=lengths, max_length=source.max_length, long=source.long, joint=source.joint)
+    if task.kind is Kind.GENERATE:
+        lengths = counter.plain_lengths if counter else None
+        limits = counter.limits(task, source) if counter else None
+        return check_generating(task, splits, lengths=lengths, limits=limits, long=options.long)
+    lengths = counter.lengths if counter else None
+    return check_data(
+        task, splits, lengths=lengths, max_length=source.max_length, long=options.long, joint=source.joint
+    )
 
 
 def _all_failures(failures: list[UserError]) -> UserError:
@@ -219,8 +273,10 @@ def _all_failures(failures: list[UserError]) -> UserError:
 
 def _for_people(task: Task, row: Mapping[str, object]) -> str:
     label = f", {task.label} {row[task.label]}" if task.label else ""
-    parts = [f"=== {row['id']}{label}"]
-    parts += [part for name in task.inputs for part in (f"--- {name}", str(row[name]))]
+    variant = next((variant for variant in task.variants if variant.name == row["variant"]), None)
+    columns = (variant.source, variant.target) if variant else task.inputs
+    parts = [f"=== {row['id']}{label}{f', {variant.name}' if variant else ''}"]
+    parts += [part for name in columns for part in (f"--- {name}", str(row[name]))]
     return "\n".join(parts)
 
 

@@ -22,15 +22,17 @@ def methods(
     ] = None,
     backbone: Annotated[str, typer.Option(help="Alias, hub id or local folder; no weights are read.")] = "minilm",
     part: Annotated[str, typer.Option(help="Of an encoder-decoder: encoder or whole.")] = "auto",
-    tasks: Annotated[str | None, typer.Option(help="Task names, separated by commas; default: all.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Task names, separated by commas; default: any with a head.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """List the methods: trainable parameters, storage, where each one sits and what the tasks share."""
+    from manyskills.config.starter import starter_tasks
     from manyskills.model.backbones import load_backbone
     from manyskills.model.methods.overview import overview
-    from manyskills.tasks import all_tasks
 
-    names = split_names(tasks) if tasks else list(all_tasks())
+    names = split_names(tasks) if tasks else starter_tasks()
     configs = _configurations({"name": backbone, "part": part}, names, changes or [])
     loaded = load_backbone(configs[0].backbone, weights=False)
     rows = list(overview(loaded, [config.method for config in configs], names))

@@ -1,4 +1,4 @@
-"""The verbs that train, measure and answer: `train`, `evaluate`, `predict`."""
+"""The verbs that train, measure and answer: `train`, `evaluate`, `predict`; `generate` is in a file of its own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from manyskills.cli.data import split_names
+from manyskills.cli.generation import answers_text, rows_to_answer
 from manyskills.errors import UserError
 from manyskills.files import write_atomically
 
@@ -96,6 +97,9 @@ def predict(
     task: Annotated[str | None, typer.Option("--task", "-t", help="Which task; needed if there are several.")] = None,
     candidates: Annotated[Path | None, typer.Option(help="Searches: the functions to rank, rows with `code`.")] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", help="Searches: answers a query.", min=1)] = 10,
+    variant: Annotated[
+        str | None, typer.Option(help="Tasks that write: language or direction of all rows; default: each says it.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A file instead of stdout.")] = None,
     jobs: Jobs = None,
 ) -> None:
@@ -106,12 +110,20 @@ def predict(
 
     model = load(run, jobs=jobs)
     name = _the_task(model, task)
+    if model.tasks[name].kind is Kind.GENERATE:
+        _put(answers_text(model, name, rows_to_answer(model, name, file, variant), None), output)
+        return
+    if variant is not None:
+        raise UserError(f"{name} has no variants", "leave --variant out")
     rows = read_rows_for_prediction(model.tasks[name], file, columns=model.config.tasks[name].columns)
     if model.tasks[name].kind is Kind.EMBED:
         lines = _search(model, name, rows, candidates, top_k)
     else:
         lines = _classify(model, name, rows)
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    _put("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), output)
+
+
+def _put(text: str, output: Path | None) -> None:
     if output is None:
         sys.stdout.write(text)
     else:

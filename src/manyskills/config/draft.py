@@ -11,6 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from manyskills.config import TrainConfig
+from manyskills.config.pretraining import PretrainConfig
+from manyskills.config.section import Section
 from manyskills.config.sections import NAMED_SECTIONS, default_name, keys_of_choice, section_keys
 from manyskills.config.yaml_lines import KeyPath, read_yaml
 from manyskills.errors import UserError
@@ -19,7 +22,11 @@ from manyskills.tasks import all_tasks
 FEW = 12
 """So many choices are named where none is near."""
 
-HINT = "`manyskills config schema` lists every key; `manyskills config show` prints a configuration with its defaults"
+HINTS: dict[type[Section], str] = {
+    TrainConfig: "`manyskills config schema` lists every key; `manyskills config show` prints a configuration with its "
+    "defaults",
+    PretrainConfig: "`manyskills config schema --for pretrain` lists every key",
+}
 
 
 @dataclass(slots=True)
@@ -27,12 +34,14 @@ class Draft:
     """A configuration before it is checked.
 
     Attributes:
+        model: What it is to become.
         name: The file that it comes from.
         values: Plain values, short forms written out.
         origins: Where each value was written: `file:line`, or the override.
         problems: What was found wrong so far.
     """
 
+    model: type[Section]
     name: str
     values: dict[str, Any]
     origins: dict[KeyPath, str]
@@ -52,7 +61,7 @@ class Draft:
         if section is None:
             return
         last = str(path[-1])
-        if path[0] in NAMED_SECTIONS and len(path) == 2 and last == "name":
+        if path[0] in NAMED_SECTIONS[self.model] and len(path) == 2 and last == "name":
             self._drop_former_choice(str(path[0]), section, read.value)
         former = section.get(last)
         section[last] = read.value
@@ -62,7 +71,7 @@ class Draft:
             del self.origins[known]
         self.origins[path] = f"override {text!r}"
         self._overridden.add(path)
-        expand(self.values)
+        expand(self.values, self.model)
 
     def _section(self, path: KeyPath, text: str) -> dict[str, Any] | None:
         section = self.values
@@ -79,18 +88,18 @@ class Draft:
         return section
 
     def _drop_former_choice(self, part: str, section: dict[str, Any], new: Any) -> None:
-        choices = keys_of_choice(part)
-        former = choices.get(section.get("name", default_name(part)), set())
+        choices = keys_of_choice(self.model, part)
+        former = choices.get(section.get("name", default_name(self.model, part)), set())
         for key in [*section]:
             if key in former - choices.get(new, former) and (part, key) not in self._overridden:
                 del section[key]
 
     def fill_names(self) -> None:
         """A section that gives keys but no name means the default choice: `method: {r: 8}` is LoRA."""
-        for part in NAMED_SECTIONS:
+        for part in NAMED_SECTIONS[self.model]:
             section = self.values.get(part)
             if isinstance(section, dict) and "name" not in section:
-                self.values[part] = {"name": default_name(part), **section}
+                self.values[part] = {"name": default_name(self.model, part), **section}
 
     def check_tasks(self) -> None:
         """Note names of tasks that do not exist, and weights of tasks that the run does not have."""
@@ -121,9 +130,9 @@ class Draft:
         given, context = item["input"], item.get("ctx", {})
         match item["type"]:
             case "extra_forbidden":
-                return path, f"unknown key{_nearest(str(path[-1]), section_keys(path[:-1], self.values))}"
+                return path, f"unknown key{_nearest(str(path[-1]), section_keys(self.model, path[:-1], self.values))}"
             case "union_tag_invalid":
-                choices = keys_of_choice(str(path[0]))
+                choices = keys_of_choice(self.model, str(path[0]))
                 return (*path, "name"), f"unknown name {context['tag']!r}{_nearest(context['tag'], choices)}"
             case "literal_error":
                 near = difflib.get_close_matches(str(given), context["expected"].replace("'", "").split(", "), n=1)
@@ -163,10 +172,10 @@ class Draft:
         """
         self.problems.sort(key=self._order)
         if len(self.problems) == 1:
-            raise UserError(self.problems[0], HINT)
+            raise UserError(self.problems[0], HINTS[self.model])
         if self.problems:
             heading = f"{len(self.problems)} problems in the configuration:"
-            raise UserError("\n  ".join([heading, *self.problems]), HINT)
+            raise UserError("\n  ".join([heading, *self.problems]), HINTS[self.model])
 
     def _order(self, problem: str) -> int:
         place = re.match(re.escape(self.name) + r":(\d+)", problem)
@@ -190,9 +199,9 @@ def _nearest(name: str, choices: Iterable[str]) -> str:
     return f": known are {', '.join(known)}" if len(known) <= FEW else ""
 
 
-def expand(values: dict[str, Any]) -> None:
-    """Write short forms out in place, as the validators of `TrainConfig` would, so that overrides find their place."""
-    for name in NAMED_SECTIONS:
+def expand(values: dict[str, Any], model: type[Section]) -> None:
+    """Write short forms out in place, as the validators of `model` would, so that overrides find their place."""
+    for name in NAMED_SECTIONS[model]:
         if isinstance(values.get(name), str):
             values[name] = {"name": values[name]}
     tasks = values.get("tasks")

@@ -96,6 +96,31 @@ class TaskConfig(Section):
         default=None,
         description="Share of positive rows among those drawn; probabilities are corrected back afterwards.",
     )
+    answer: Literal["head", "text"] = Field(
+        default="head",
+        description="Of a yes/no task: from a head on the vector (head), or as a word that the language model writes "
+        "(text; needs a backbone that writes).",
+    )
+    variants: list[str] | None = Field(
+        default=None, description="Languages or directions of a generating task; default: all that its data has."
+    )
+    prompt: str | dict[str, str] | None = Field(
+        default=None,
+        description="The instruction instead of the task's own, for all variants or by variant; {source} stands where "
+        "the text is put.",
+    )
+    max_new_tokens: PositiveInt = Field(
+        default=128, description="Tokens of a written answer, in training and afterwards; longer ones are cut."
+    )
+    loss_on: Literal["answer", "all"] = Field(
+        default="answer", description="Tokens that a generating task learns: those of the answer, or the prompt's too."
+    )
+    select_by: Literal["generation", "likelihood"] = Field(
+        default="generation",
+        description="What validation measures of a generating task: the primary metric of generated answers, or the "
+        "mean probability of a token of the right ones (far faster).",
+    )
+    num_beams: PositiveInt = Field(default=1, description="Beams of the search for an answer; 1 is greedy.")
 
     @field_validator("limit", mode="before")
     @classmethod

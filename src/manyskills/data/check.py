@@ -7,90 +7,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
 
+from manyskills.data.check_overlap import View, find_overlaps, group_views
 from manyskills.data.check_texts import Lengths, TextKeys, answer_inside, measure
+from manyskills.data.check_types import (
+    EXAMPLES,
+    MANY,
+    MANY_TRUNCATED,
+    Overlap,
+    Problem,
+    RowKey,
+    SplitReport,
+    TaskDataReport,
+    group_column,
+    pairs,
+    share_of,
+)
 from manyskills.data.long_texts import Long
 from manyskills.data.rows import Row, SplitRows
 from manyskills.tasks.base import SPLITS, Kind, SplitName, Task, Text
 
-EXAMPLES = 5
-GROUP_COLUMNS = ("project", "repo")
 FEW_POSITIVES = 30
 RARE = 0.05
 SHIFT = 0.1
-MANY_TRUNCATED = 0.1
 ONE_TEXT = "a text of the pair"
-
-RowKey = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something found; an error makes a figure wrong, a warning makes it doubtful."""
-
-    severity: Literal["error", "warning"]
-    kind: str
-    message: str
-    examples: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class SplitReport:
-    """One split.
-
-    Attributes:
-        rows: How many were looked at.
-        source: Where they came from.
-        labels: Rows by label.
-        duplicates: Rows that say the same as an earlier one (mirrored pairs too).
-        contradictions: Distinct inputs that occur with both labels.
-        lengths: Of its distinct texts, by column.
-        groups: Distinct values of the group column, if there is one.
-    """
-
-    rows: int
-    source: str
-    labels: dict[str, int]
-    duplicates: int
-    contradictions: int
-    lengths: dict[str, Lengths]
-    groups: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Overlap:
-    """What two splits share: `rows` of the later one occur in the earlier one."""
-
-    earlier: SplitName
-    later: SplitName
-    what: str
-    rows: int
-    share: float
-    examples: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class TaskDataReport:
-    """What `check_data` found for one task; `long` is what will be done with texts over `max_length`."""
-
-    task: str
-    synthetic: str | None
-    max_length: int | None
-    long: Long
-    splits: dict[SplitName, SplitReport]
-    overlaps: tuple[Overlap, ...]
-    problems: tuple[Problem, ...] = field(default=())
-
-    @property
-    def errors(self) -> list[Problem]:
-        """The problems that make figures wrong."""
-        return [problem for problem in self.problems if problem.severity == "error"]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 def check_data(
@@ -103,6 +44,8 @@ def check_data(
     joint: bool = False,
 ) -> TaskDataReport:
     """Check the splits of a task against each other and by themselves, in time linear in their size.
+
+    `check_generating` does the same for a generating task.
 
     Args:
         task: Whose data.
@@ -134,7 +77,7 @@ def check_data(
         elif long == "error" and tokens and max_length:
             problems += _long_text_problems(split, data.rows, read[split], tokens, max_length)
     problems += _label_shift(task, reports)
-    overlaps = tuple(_overlaps(task, splits, keyed))
+    overlaps = tuple(find_overlaps({split: data.rows for split, data in splits.items()}, keyed, _views(task)))
     problems += [_leak(task, overlap) for overlap in overlaps if not overlap.what.startswith("group")]
     synthetic = next((data.synthetic for data in splits.values() if data.synthetic), None)
     ordered = tuple(sorted(problems, key=lambda problem: problem.severity))
@@ -185,7 +128,7 @@ def _columns(task: Task, keyed: list[RowKey], joint: bool) -> Iterator[tuple[str
 
 def _split_report(task: Task, data: SplitRows, repeats: _Repeats, lengths: dict[str, Lengths]) -> SplitReport:
     labels = Counter(str(row[task.label]) for row in data.rows) if task.label else Counter[str]()
-    column = _group_column(data.rows)
+    column = group_column(data.rows)
     groups = len({row.get(column) for row in data.rows}) if column else None
     return SplitReport(
         len(data.rows),
@@ -202,11 +145,11 @@ def _split_problems(
     task: Task, split: SplitName, rows: list[Row], keyed: list[RowKey], repeats: _Repeats, report: SplitReport
 ) -> Iterator[Problem]:
     if repeats.duplicates:
-        message = f"{split}: {_count(report.duplicates, report.rows)} repeat an earlier row"
-        yield Problem("warning", "duplicates", message, _pairs(repeats.duplicates))
+        message = f"{split}: {share_of(report.duplicates, report.rows)} repeat an earlier row"
+        yield Problem("warning", "duplicates", message, pairs(repeats.duplicates))
     if repeats.contradictions:
         message = f"{split}: {report.contradictions:,} distinct inputs occur with both labels"
-        yield Problem("warning", "contradictory labels", message, _pairs(repeats.contradictions))
+        yield Problem("warning", "contradictory labels", message, pairs(repeats.contradictions))
     if task.label:
         yield from _balance_problems(split, report)
     if task.kind is Kind.EMBED:
@@ -226,7 +169,7 @@ def _long_text_problems(
 ) -> Iterator[Problem]:
     over = [row["id"] for row, key in zip(rows, keyed, strict=True) if any(tokens[text] > max_length for text in key)]
     if over:
-        message = f"{split}: {_count(len(over), len(rows))} hold over {max_length} tokens, which long=error refuses"
+        message = f"{split}: {share_of(len(over), len(rows))} hold over {max_length} tokens, which long=error refuses"
         yield Problem("error", "long texts", message, tuple(over[:EXAMPLES]))
 
 
@@ -236,7 +179,7 @@ def _balance_problems(split: SplitName, report: SplitReport) -> Iterator[Problem
         (label,) = report.labels
         yield Problem("error", "one label", f"{split}: every row has label {label}")
     elif positives / report.rows < RARE:
-        message = f"{split}: only {_count(positives, report.rows)} are positive"
+        message = f"{split}: only {share_of(positives, report.rows)} are positive"
         yield Problem("warning", "rare label", f"{message}; accuracy says little, look at F1 and average precision")
     if split != "train" and 0 < positives < FEW_POSITIVES:
         yield Problem("warning", "few positives", f"{split}: {positives} positive rows; intervals will be wide")
@@ -246,8 +189,8 @@ def _search_problems(task: Task, split: SplitName, rows: list[Row], keyed: list[
     query, answer = task.inputs
     inside = [row["id"] for row in rows if answer_inside(row[query], row[answer])]
     if inside:
-        severity = "error" if len(inside) / len(rows) > RARE else "warning"
-        message = f"{split}: the {query} stands verbatim inside the {answer} of {_count(len(inside), len(rows))}"
+        severity = "error" if len(inside) / len(rows) > MANY else "warning"
+        message = f"{split}: the {query} stands verbatim inside the {answer} of {share_of(len(inside), len(rows))}"
         yield Problem(severity, "answer in the input", message, tuple(inside[:EXAMPLES]))
     answers: dict[int, set[int]] = {}
     for key in keyed:
@@ -268,55 +211,16 @@ def _label_shift(task: Task, reports: Mapping[SplitName, SplitReport]) -> Iterat
         yield Problem("warning", "label shift", f"the share of positive rows differs between splits: {said}")
 
 
-def _overlaps(
-    task: Task, splits: Mapping[SplitName, SplitRows], keyed: Mapping[SplitName, list[RowKey]]
-) -> Iterator[Overlap]:
-    present: list[SplitName] = [split for split in SPLITS if split in splits]
-    for index, earlier in enumerate(present):
-        for later in present[index + 1 :]:
-            for what, view in _views(task):
-                known: dict[Any, str] = {}
-                for row, key in zip(splits[earlier].rows, keyed[earlier], strict=True):
-                    for part in view(row, key):
-                        known.setdefault(part, row["id"])
-                yield from _overlap(earlier, later, what, known, splits[later].rows, keyed[later], view)
-
-
-def _overlap(
-    earlier: SplitName,
-    later: SplitName,
-    what: str,
-    known: dict[Any, str],
-    rows: list[Row],
-    keyed: list[RowKey],
-    view: _View,
-) -> Iterator[Overlap]:
-    count, examples = 0, []
-    for row, key in zip(rows, keyed, strict=True):
-        shared = next((part for part in view(row, key) if part in known), None)
-        if shared is not None:
-            count += 1
-            if len(examples) < EXAMPLES:
-                examples.append(f"{later} {row['id']} = {earlier} {known[shared]}")
-    if count:
-        yield Overlap(earlier, later, what, count, count / len(rows), tuple(examples))
-
-
-_View = Callable[[Row, RowKey], tuple[Any, ...]]
-
-
-def _views(task: Task) -> list[tuple[str, _View]]:
-    """What of a row may not be in two splits (`group` is told, not blamed: some benchmarks split inside projects)."""
-    views: list[tuple[str, _View]] = []
+def _views(task: Task) -> list[tuple[str, View]]:
+    """What of a row may not be in two splits."""
+    views: list[tuple[str, View]] = []
     if task.kind is Kind.CLASSIFY:
         views.append(("text", lambda _, key: key))
     elif task.kind is Kind.PAIR:
         views += [("pair", lambda _, key: (key,)), (ONE_TEXT, lambda _, key: key)]
     else:
         views += [(task.inputs[0], lambda _, key: (key[0],)), (task.inputs[1], lambda _, key: (key[1],))]
-    for column in GROUP_COLUMNS:
-        views.append((f"group ({column})", lambda row, _, column=column: (row[column],) if row.get(column) else ()))
-    return views
+    return views + group_views()
 
 
 def _leak(task: Task, overlap: Overlap) -> Problem:
@@ -324,15 +228,3 @@ def _leak(task: Task, overlap: Overlap) -> Problem:
     shared = overlap.what if overlap.what == ONE_TEXT else f"their {overlap.what}"
     message = f"{overlap.rows:,} rows ({overlap.share:.1%}) of {overlap.later} share {shared} with {overlap.earlier}"
     return Problem("warning" if mild else "error", "leakage", message, overlap.examples)
-
-
-def _group_column(rows: list[Row]) -> str | None:
-    return next((name for name in GROUP_COLUMNS if rows and name in rows[0]), None)
-
-
-def _count(part: int, whole: int) -> str:
-    return f"{part:,} of {whole:,} rows ({part / whole:.1%})"
-
-
-def _pairs(ids: list[tuple[str, str]]) -> tuple[str, ...]:
-    return tuple(f"{later} = {first}" for first, later in ids[:EXAMPLES])

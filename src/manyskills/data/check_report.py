@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from manyskills.data.check import SplitReport, TaskDataReport
-from manyskills.data.check_texts import Percentiles
+from manyskills.data.check_texts import Lengths, Percentiles
+from manyskills.data.check_types import SplitReport, TaskDataReport
 
 COLOURS = {"error": "red", "warning": "yellow"}
 PRINTED = 3
@@ -44,13 +44,20 @@ def _table(report: TaskDataReport) -> Table:
     table.add_column(f"over {report.max_length}" if report.max_length else "cut", justify="right")
     for split, part in report.splits.items():
         for index, (name, lengths) in enumerate(part.lengths.items()):
-            cut = "-" if lengths.truncated is None else f"{lengths.truncated:.1%}"
+            cut = _cut(lengths, report.max_length)
             tokens = _shown(lengths.tokens) if lengths.tokens else "-"
             about = _about(split, part) if index == 0 else [""] * 5
             table.add_row(*about, name, f"{lengths.texts:,}", _shown(lengths.characters), tokens, cut)
     table.caption = f"characters and tokens: 5 % / median / 95 % / longest, of distinct texts{_fate(report)}"
     table.caption_justify = "left"
     return table
+
+
+def _cut(lengths: Lengths, usual: int | None) -> str:
+    """The share over the limit, which is told where it is not that of the heading."""
+    if lengths.truncated is None:
+        return "-"
+    return f"{lengths.truncated:.1%}" + (f" over {lengths.limit}" if lengths.limit != usual else "")
 
 
 def _fate(report: TaskDataReport) -> str:

@@ -27,7 +27,7 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How long distinct texts are; `truncated` is the share over the limit, where tokens were counted.
+    """How long distinct texts are; `truncated` is the share over `limit` tokens, where tokens were counted.
 
     They lose their end only if that is what the task's `long` says.
     """
@@ -36,6 +36,7 @@ class Lengths:
     characters: Percentiles
     tokens: Percentiles | None
     truncated: float | None
+    limit: int | None = None
 
 
 class TextKeys:
@@ -76,7 +77,7 @@ def measure(wanted: Collection[int], keys: TextKeys, tokens: list[int] | None, m
         return Lengths(len(wanted), characters, None, None)
     counted = [tokens[key] for key in wanted]
     truncated = None if max_length is None else sum(count > max_length for count in counted) / len(counted)
-    return Lengths(len(wanted), characters, _percentiles(counted), truncated)
+    return Lengths(len(wanted), characters, _percentiles(counted), truncated, max_length)
 
 
 def _percentiles(values: list[int]) -> Percentiles:

@@ -12,7 +12,8 @@ from manyskills.data.columns import Columns
 from manyskills.data.formats import LabelForm, Record, RecordSource
 from manyskills.data.problems import RowProblems, shown
 from manyskills.data.rows import Row
-from manyskills.tasks.base import Join, Task
+from manyskills.data.variants import VARIANT, VariantRule
+from manyskills.tasks.base import Join, Task, Variant
 
 LABEL_WORDS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 """Labels in a format that knows nothing but text (csv)."""
@@ -38,6 +39,7 @@ class RowChecker:
         inputs: Text columns that must be there (the others are checked where they are).
         labels_required: Whether a row without a label is a problem.
         load_table: Reads the texts that rows name by id; none where there is no such table.
+        variants: Tells the variants of a generating task's rows; none for other tasks.
     """
 
     task: Task
@@ -46,15 +48,17 @@ class RowChecker:
     inputs: tuple[str, ...]
     labels_required: bool
     load_table: Callable[[], TextTable] | None = None
+    variants: VariantRule | None = None
     _table: TextTable | None = field(default=None, init=False)
 
     def rows(self, source: RecordSource) -> Iterator[tuple[str, Row]]:
         """The rows of a source, each with `<file>:<line>`; records with a problem are left out.
 
-        A row's `id` is its own, or else that place.
+        A row's `id` is its own, or else that place. A record of several variants becomes a row of each, with `variant`
+        in it and at the end of its id.
 
         Raises:
-            UserError: The first record lacks a column.
+            UserError: The first record lacks a column, or nothing tells the variant of a record.
         """
         join: Join | None = None
         first = True
@@ -66,13 +70,19 @@ class RowChecker:
             place = source.place(line)
             if join is not None:
                 self._resolve(row, join, place)
-            self._check_texts(row, join, place)
+            variants = self.variants.of_row(row, source.added, place, self.problems) if self.variants else []
+            self._check_texts(row, join, variants, place)
             self._check_label(row, source.labels, place)
             if self.problems.total == before:
                 short = f"{source.stem}:{line}"
                 row["id"] = _own_id(row.get("id")) or short
                 row.update(source.added)
-                yield short, row
+                if self.variants is None:
+                    yield short, row
+                for variant in variants:
+                    end = "" if self.task.by_language else f":{variant.name}"
+                    own = row["id"].removesuffix(end)  # rows that were read before have it already
+                    yield short + end, row | {"id": own + end, VARIANT: variant.name}
 
     def _join_for(self, row: Record, place: str) -> Join | None:
         """Which of the two ways to give texts the source uses, told by its first record."""
@@ -105,11 +115,15 @@ class RowChecker:
             else:
                 row[name] = "x"  # its row in the table may be one of those already reported
 
-    def _check_texts(self, row: Record, join: Join | None, place: str) -> None:
+    def _check_texts(self, row: Record, join: Join | None, variants: list[Variant], place: str) -> None:
         if join is not None:
             return  # the table's texts were checked once, when it was read
+        wanted: tuple[str, ...] = self.inputs
+        present = tuple(name for name in self.task.inputs if name in row)
+        if self.variants is not None:  # what a row to predict on holds besides its source is not looked at
+            wanted, present = tuple(n for variant in variants for n in self.variants.columns(variant)), ()
         for name in self.task.inputs:
-            if name in row or name in self.inputs:
+            if name in wanted or name in present:
                 check_text(row, name, place, self.problems)
 
     def _check_label(self, row: Record, form: LabelForm, place: str) -> None:

@@ -65,6 +65,7 @@ def checked_columns(task: Task, columns: Mapping[str, str]) -> Columns:
     join = task.join
     known = {*task.inputs, *COMMON, *([task.label] if task.label else [])}
     known |= {join.key, join.value, *join.references} if join else set()
+    known |= {"variant"} if task.variants else set()
     for ours in columns:
         if ours not in known:
             raise UserError(

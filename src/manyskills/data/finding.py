@@ -71,7 +71,20 @@ def find_table(task: Task, folder: Path) -> Path | None:
     return found[0].path if found else None
 
 
-def find_pattern(pattern: str, split: SplitName) -> list[FoundFile]:
+def task_folder(data_dir: Path, task: Task) -> Path:
+    """A task's folder in a folder of several: the one with its name, or else one with another name that it may have."""
+    others = (folder for name in task.folders if (folder := data_dir / name).is_dir())
+    own = data_dir / task.name
+    return own if own.is_dir() else next(others, own)
+
+
+def language_in(task: Task, path: Path) -> dict[str, str]:
+    """What a file's name adds to rows of a task that is learnt by language: `python_test.jsonl` is Python."""
+    match = re.match(rf"({LANGUAGES})_", path.name) if task.by_language else None
+    return {"language": match[1]} if match else {}
+
+
+def find_pattern(task: Task, pattern: str, split: SplitName) -> list[FoundFile]:
     """The files that a path with `{split}` (and perhaps `*`) in it means.
 
     Raises:
@@ -80,7 +93,8 @@ def find_pattern(pattern: str, split: SplitName) -> list[FoundFile]:
     for name in SPLIT_NAMES[split]:
         path = Path(pattern.replace("{split}", name))
         root = Path(path.anchor) if path.is_absolute() else Path()
-        found = [FoundFile(p, {}) for p in sorted(root.glob(str(path.relative_to(root)))) if p.suffix in FORMATS]
+        paths = sorted(root.glob(str(path.relative_to(root))))
+        found = [FoundFile(p, language_in(task, p)) for p in paths if p.suffix in FORMATS]
         if found:
             _check_one_format(found)
             return found

@@ -97,6 +97,7 @@ class Truncation:
         long: What is done with longer texts.
         windowed: Those longer than the limit that are read in windows, and lose nothing.
         windows: How many windows these are read in.
+        what: What the texts are.
     """
 
     texts: int
@@ -107,6 +108,7 @@ class Truncation:
     long: Long = "truncate"
     windowed: int = 0
     windows: int = 0
+    what: Literal["texts", "prompts", "answers"] = "texts"
 
     @classmethod
     def count(cls, store: TokenStore, texts_N: np.ndarray, rule: ReadingRule) -> Truncation:
@@ -129,18 +131,18 @@ class Truncation:
         """For people."""
         match self.long:
             case "error":
-                return f"none of {self.texts} texts is longer than {self.max_length} tokens"
+                return f"none of {self.texts} {self.what} is longer than {self.max_length} tokens"
             case "window":
-                longer = f"{_share(self.windowed, self.texts)} are longer than {self.max_length} tokens"
+                longer = f"{_share(self.windowed, self.texts, self.what)} are longer than {self.max_length} tokens"
                 return f"{longer} and are read in {self.windows} windows, losing nothing"
             case "truncate":
                 lost = self.lost / max(self.tokens, 1)
-                cut = f"{_share(self.cut, self.texts)} are cut at {self.max_length} tokens"
+                cut = f"{_share(self.cut, self.texts, self.what)} are cut at {self.max_length} tokens"
                 return f"{cut}, losing {lost:.1%} of all tokens"
 
 
-def _share(count: int, texts: int) -> str:
-    return f"{count} of {texts} texts ({count / max(texts, 1):.1%})"
+def _share(count: int, texts: int, what: str) -> str:
+    return f"{count} of {texts} {what} ({count / max(texts, 1):.1%})"
 
 
 def refused_texts(store: TokenStore, examples: Examples, rule: ReadingRule) -> Iterator[tuple[int, str]]:

@@ -11,12 +11,13 @@ from typing import Any
 
 from manyskills.data.checking import RowChecker, TextTable, read_table
 from manyskills.data.columns import Columns, checked_columns
-from manyskills.data.finding import find_pattern, find_split, find_table, missing_split, splits_in
+from manyskills.data.finding import find_pattern, find_split, find_table, language_in, missing_split, splits_in
 from manyskills.data.formats import RecordSource, file_source, memory_source, stream_source
 from manyskills.data.hub import hub_source, hub_splits, hub_table, may_be_hub_id
 from manyskills.data.problems import RowProblems
 from manyskills.data.rows import Row, SplitRows
 from manyskills.data.sampling_rows import sample_rows
+from manyskills.data.variants import VARIANT, VariantRule
 from manyskills.errors import UserError
 from manyskills.tasks.base import SPLITS, Kind, SplitName, Task
 
@@ -30,6 +31,7 @@ def read_split(
     split: SplitName,
     *,
     columns: Mapping[str, str] | None = None,
+    variants: Sequence[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
 ) -> SplitRows:
@@ -40,23 +42,30 @@ def read_split(
         source: A folder, a path with `{split}` in it, or a hub id (`organisation/name`); folders are looked at first.
         split: Which split.
         columns: Our column name -> the name in the files.
-        limit: At most so many rows, drawn at random and stratified by label; every row is checked all the same.
+        variants: Of a generating task, those that are read; None: all.
+        limit: At most so many rows, drawn at random and stratified by label or variant; every row is checked all the
+            same. A record that becomes a row of each of several variants is several rows.
         seed: Of that draw.
 
     Returns:
         The rows in file order. A row's `id` is its own if all in the split differ, else `<file name>:<line>`.
 
     Raises:
-        UserError: No such folder, split or column, or rows with problems (all of them in one message, up to a limit).
+        UserError: No such folder, split, column or variant, or rows with problems (all of them in one message, up to a
+            limit).
     """
     names = checked_columns(task, columns or {})
     problems = RowProblems()
+    rule = VariantRule.of(task, variants)
     opened = _open(task, source, split)
-    checker = RowChecker(task, names, problems, task.inputs, True, _table_loader(task, opened.table, names, problems))
+    loader = _table_loader(task, opened.table, names, problems)
+    checker = RowChecker(task, names, problems, rule.always() if rule else task.inputs, True, loader, rule)
     rows = _unique_ids(checker, opened.sources)
     problems.raise_if_any(MEND)
     if not rows:
         raise UserError(f"{opened.name}: the {split} split of {task.name} is empty", "it needs at least one row")
+    if variants is not None:
+        _refuse_missing_variants(task, variants, rows, opened.name)
     kept = rows if limit is None else sample_rows(rows, limit, task, split, seed)
     return SplitRows(task, split, kept, len(rows), opened.name, _digest(task, kept), opened.synthetic)
 
@@ -68,7 +77,7 @@ def available_splits(task: Task, source: str) -> list[SplitName]:
         UserError: There is nothing of that name.
     """
     if "{split}" in source:
-        return [split for split in SPLITS if find_pattern(source, split)]
+        return [split for split in SPLITS if find_pattern(task, source, split)]
     if Path(source).is_dir():
         return splits_in(task, Path(source))
     _check_hub_id(task, source)
@@ -76,10 +85,29 @@ def available_splits(task: Task, source: str) -> list[SplitName]:
     return [split for split in SPLITS if split in found]
 
 
+def _refuse_missing_variants(task: Task, variants: Sequence[str], rows: Sequence[Row], source: str) -> None:
+    missing = [name for name in variants if name not in {row[VARIANT] for row in rows}]
+    if missing:
+        there = ", ".join(sorted({row[VARIANT] for row in rows}))
+        raise UserError(
+            f"{source}: no rows of {task.name}'s variant {', '.join(missing)}; found {there}",
+            f"add rows, or take {', '.join(missing)} out of tasks.{task.name}.variants",
+        )
+
+
 def read_rows_for_prediction(
-    task: Task, path: str, *, columns: Mapping[str, str] | None = None, inputs: tuple[str, ...] | None = None
+    task: Task,
+    path: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    inputs: tuple[str, ...] | None = None,
+    variants: Sequence[str] | None = None,
+    variant: str | None = None,
 ) -> list[Row]:
     """Read rows to predict on: the checks of training, but labels may be missing (those that are there must be right).
+
+    Of a generating task only the text that is read must be there. Its variant is told by the column `variant` (or
+    `language`, or a file name such as `python_test.jsonl`), or by which text is there if that leaves only one.
 
     Args:
         task: Whose rows.
@@ -88,16 +116,20 @@ def read_rows_for_prediction(
         columns: Our column name -> the name in the file.
         inputs: Text columns that must be there. Default: all of the task's; for searches only the query, as the
             candidates are a file of their own, read with `inputs=("code",)`.
+        variants: Of a generating task, those that the module knows; None: all.
+        variant: The one that all rows are, whatever they say themselves.
 
     Raises:
-        UserError: No such file or column, no rows, or rows with problems.
+        UserError: No such file, column or variant, no rows, rows with problems, or nothing tells a row's variant.
     """
     names = checked_columns(task, columns or {})
     problems = RowProblems()
-    source = stream_source() if path == "-" else file_source(Path(path))
+    rule = VariantRule.of(task, variants, targets=False, forced=variant)
+    source = stream_source() if path == "-" else file_source(Path(path), language_in(task, Path(path)))
     table = None if path == "-" else find_table(task, Path(path).parent)
     loader = _table_loader(task, lambda: file_source(table), names, problems) if table else None
-    checker = RowChecker(task, names, problems, inputs or prediction_inputs(task), False, loader)
+    wanted = inputs or (rule.always() if rule else prediction_inputs(task))
+    checker = RowChecker(task, names, problems, wanted, False, loader, rule)
     rows = _unique_ids(checker, [source])
     problems.raise_if_any(MEND)
     if not rows:
@@ -106,29 +138,42 @@ def read_rows_for_prediction(
 
 
 def check_rows(
-    task: Task, rows: Sequence[Mapping[str, Any]], *, labels_required: bool, inputs: tuple[str, ...] | None = None
+    task: Task,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    labels_required: bool,
+    inputs: tuple[str, ...] | None = None,
+    variants: Sequence[str] | None = None,
+    variant: str | None = None,
 ) -> list[Row]:
     """Check rows in memory; problems are at `row N`, the first is row 1. The given rows stay as they are.
 
     Args:
         task: Whose rows.
         rows: Mappings of our column names to values; pairs hold their texts, not ids.
-        labels_required: Whether a row without a label is a problem.
+        labels_required: Whether a row without a label, or without the text that is to be written, is a problem.
         inputs: Text columns that must be there; default: all, or for searches without labels only the query.
+        variants: As for `read_rows_for_prediction`.
+        variant: As for `read_rows_for_prediction`.
 
     Raises:
         UserError: Rows with problems.
     """
     problems = RowProblems()
+    rule = VariantRule.of(task, variants, targets=labels_required, forced=variant)
     wanted = inputs or (task.inputs if labels_required else prediction_inputs(task))
-    checker = RowChecker(task, checked_columns(task, {}), problems, wanted, labels_required)
+    needed = rule.always() if rule else wanted
+    checker = RowChecker(task, checked_columns(task, {}), problems, needed, labels_required, variants=rule)
     checked = _unique_ids(checker, [memory_source(rows)])
-    problems.raise_if_any(f"rows of {task.name} hold {', '.join(wanted)}")
+    problems.raise_if_any(f"rows of {task.name} hold {', '.join(needed or wanted)}")
     return checked
 
 
 def prediction_inputs(task: Task) -> tuple[str, ...]:
-    """The text columns that a row to predict on must have: a search's candidates come separately."""
+    """The text columns that a row to predict on must have: a search's candidates come separately, and what a generating
+    task reads depends on the variant."""
+    if task.kind is Kind.GENERATE:
+        return tuple(dict.fromkeys(variant.source for variant in task.variants))
     return task.inputs[:1] if task.kind is Kind.EMBED else task.inputs
 
 
@@ -144,7 +189,7 @@ class _Opened:
 
 def _open(task: Task, source: str, split: SplitName) -> _Opened:
     if "{split}" in source:
-        files = find_pattern(source, split)
+        files = find_pattern(task, source, split)
         if not files:
             raise UserError(f"{task.name}: no file for the {split} split at {source}", "check the pattern")
         folder = files[0].path.parent

@@ -10,6 +10,7 @@ import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from manyskills.config import (
     TemperatureConfig,
 )
 from manyskills.data.pair_graph import local_order
+from manyskills.data.prompted import PromptExamples
 from manyskills.data.text_set import Examples
 from manyskills.tasks.base import Kind
 
@@ -82,7 +84,10 @@ class Stream:
         return self._epochs[epoch]
 
 
-class Sampler:
+AnyExamples = TypeVar("AnyExamples", bound=Examples | PromptExamples)
+
+
+class Sampler(Generic[AnyExamples]):
     """Draws the examples of any step.
 
     Args:
@@ -95,7 +100,7 @@ class Sampler:
 
     def __init__(
         self,
-        examples: Mapping[str, Examples],
+        examples: Mapping[str, AnyExamples],
         sampling: SamplingConfig,
         batch_size: int,
         seed: int,
@@ -105,10 +110,11 @@ class Sampler:
         shares = positive_shares or {}
         self._streams = {name: _streams(name, part, seed, shares.get(name)) for name, part in examples.items()}
 
-    def at(self, step: int, phases: Sequence[Phase]) -> dict[str, Examples]:
+    def at(self, step: int, phases: Sequence[Phase]) -> dict[str, AnyExamples]:
         """The examples of one step; a task whose share of this step is less than one example is absent, and in
         alternating steps all tasks but one."""
-        return {name: self.examples[name].take(rows) for name, rows in self.rows_at(step, phases).items()}
+        found = {name: self.examples[name].take(rows) for name, rows in self.rows_at(step, phases).items()}
+        return cast("dict[str, AnyExamples]", found)
 
     def rows_at(self, step: int, phases: Sequence[Phase]) -> dict[str, np.ndarray]:
         """The numbers of the rows that `at` takes."""
@@ -161,7 +167,7 @@ def _portion(drawn: int, share: tuple[float, bool]) -> int:
 
 
 def _streams(
-    name: str, examples: Examples, seed: int, positive_share: float | None
+    name: str, examples: Examples | PromptExamples, seed: int, positive_share: float | None
 ) -> list[tuple[Stream, tuple[float, bool]]]:
     """One stream over all rows, or one over the positive and one over the negative rows."""
     key = [seed, zlib.crc32(name.encode())]
@@ -176,9 +182,10 @@ def _streams(
     ]
 
 
-def _order_of(examples: Examples) -> Callable[[np.random.Generator], np.ndarray]:
-    if examples.task.kind is Kind.PAIR and examples.texts_EK.shape[1] == 2:
-        return lambda generator: local_order(examples.texts_EK, generator)
+def _order_of(examples: Examples | PromptExamples) -> Callable[[np.random.Generator], np.ndarray]:
+    texts_EK = examples.texts_EK if isinstance(examples, Examples) else None
+    if texts_EK is not None and examples.task.kind is Kind.PAIR and texts_EK.shape[1] == 2:
+        return lambda generator: local_order(texts_EK, generator)
     return _shuffled(np.arange(len(examples)))
 
 

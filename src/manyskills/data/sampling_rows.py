@@ -5,28 +5,40 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
+from manyskills.data.prompted import PromptExamples
 from manyskills.data.rows import Row
 from manyskills.data.text_set import Examples
+from manyskills.data.variants import VARIANT
 from manyskills.tasks.base import SplitName, Task
+
+AnyExamples = TypeVar("AnyExamples", Examples, PromptExamples, Examples | PromptExamples)
 
 
 def sample_rows(rows: Sequence[Row], limit: int, task: Task, split: SplitName, seed: int) -> list[Row]:
-    """At most `limit` rows, drawn uniformly within each label and kept in file order.
+    """At most `limit` rows, drawn uniformly within each label or variant and kept in file order.
 
-    Every label keeps its share, and at least one row as long as `limit` allows. The draw depends on (seed, task name,
+    Each of them keeps its share, and at least one row as long as `limit` allows. The draw depends on (seed, task name,
     split, number of rows) alone.
     """
-    labels = [row.get(task.label) if task.label else None for row in rows]
+    column = VARIANT if task.variants else task.label
+    labels = [row.get(column) if column else None for row in rows]
     return [rows[number] for number in sample_numbers(labels, limit, f"{seed}/{task.name}/{split}")]
 
 
-def sample_examples(examples: Examples, limit: int, key: str) -> Examples:
+def sample_examples(examples: AnyExamples, limit: int, key: str) -> AnyExamples:
     """The same for rows in columns; the draw depends on the key and on the number of rows alone."""
-    labels = [None] * len(examples) if examples.labels_E is None else examples.labels_E.tolist()
-    return examples.take(np.array(sample_numbers(labels, limit, key), dtype=np.int64))
+    numbers = np.array(sample_numbers(_strata(examples), limit, key), dtype=np.int64)
+    return examples.take(numbers)
+
+
+def _strata(examples: Examples | PromptExamples) -> list[Hashable]:
+    if examples.labels_E is not None:
+        return examples.labels_E.tolist()
+    return examples.variants_E.tolist() if isinstance(examples, PromptExamples) else [None] * len(examples)
 
 
 def sample_numbers(labels: Sequence[Hashable], limit: int, key: str) -> list[int]:

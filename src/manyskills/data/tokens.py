@@ -129,7 +129,9 @@ def _find(sequence: list[int], part: list[int]) -> int:
 
 def tokenizer_digest(tokenizer: Any, template: Template) -> str:
     """A hash of everything in the tokenizer that decides the ids."""
-    state = f"{FORMAT}|{template}|{tokenizer.backend_tokenizer.to_str()}"
+    backend = tokenizer.backend_tokenizer
+    plain = "plain|" if backend.encode_special_tokens else ""  # no part of the tokenizer's own description
+    state = f"{FORMAT}|{plain}{template}|{backend.to_str()}"
     return hashlib.sha256(state.encode()).hexdigest()
 
 
@@ -197,7 +199,7 @@ def _content_key(entries: Sequence[Entry], tokenizer_key: str) -> str:
 
 
 def _tokenize(entries: Sequence[Entry], tokenizer: Any, template: Template) -> TokenStore:
-    texts = [_encodable(part) for entry in entries for part in _parts(entry.text)]
+    texts = [encodable(part) for entry in entries for part in _parts(entry.text)]
     encoded = _encode_batches(texts, tokenizer)
     sequences: list[list[int]] = []
     full_lengths: list[int] = []
@@ -240,7 +242,7 @@ def _routes(entries: Sequence[Entry], windows: Windows | None) -> np.ndarray:
     return routes_N if windows is None else np.repeat(routes_N, np.diff(windows.firsts_N))
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """The text with a question mark for each half of a surrogate pair, which no tokenizer takes."""
     try:
         text.encode()

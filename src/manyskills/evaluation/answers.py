@@ -16,6 +16,7 @@ from manyskills.evaluation.classification import (
     score_classification,
     threshold_metric,
 )
+from manyskills.evaluation.generation import Generations, generation_metrics, score_generations
 from manyskills.evaluation.ranking import ranking_metrics, ranks, score_ranking
 from manyskills.evaluation.scores import TaskScores
 
@@ -36,7 +37,7 @@ class Ranking:
     candidates: int
 
 
-Outputs = Probabilities | Ranking
+Outputs = Probabilities | Ranking | Generations
 
 
 def search_ranking(sides_MP: np.ndarray, texts_E2: np.ndarray) -> Ranking:
@@ -66,6 +67,8 @@ def plain_metrics(outputs: Mapping[str, Outputs], thresholds: Mapping[str, float
     for name, answer in outputs.items():
         if isinstance(answer, Ranking):
             found[name] = ranking_metrics(answer.ranks_Q)
+        elif isinstance(answer, Generations):
+            found[name] = generation_metrics(answer)
         elif answer.labels_E is not None:
             found[name] = classification_metrics(answer.labels_E, answer.probabilities_E, thresholds[name])
     return found
@@ -80,6 +83,8 @@ def score(
     for name, answer in outputs.items():
         if isinstance(answer, Ranking):
             found[name] = score_ranking(answer.ranks_Q, candidates=answer.candidates, **options)
+        elif isinstance(answer, Generations):
+            found[name] = score_generations(answer, **options)
         elif answer.labels_E is not None:
             found[name] = score_classification(answer.labels_E, answer.probabilities_E, thresholds[name], **options)
     return found

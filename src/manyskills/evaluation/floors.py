@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +27,9 @@ from manyskills.evaluation.classification import (
     score_classification,
     threshold_metric,
 )
+from manyskills.evaluation.floor_scores import FloorScores, Intervals, require_rows
 from manyskills.evaluation.ranking import score_ranking
+from manyskills.evaluation.retrieval import retrieval_floor
 from manyskills.evaluation.scores import Estimate, TaskScores
 from manyskills.evaluation.tfidf import (
     pair_cosines,
@@ -44,44 +45,6 @@ REGULARISATION = (1.0, 3.0, 10.0, 30.0, 100.0)
 """Inverse strengths C that are tried on validation: which is best spans this range over the built-in tasks."""
 
 
-@dataclass(frozen=True, slots=True)
-class FloorScores:
-    """A floor's results.
-
-    Attributes:
-        valid: Scores on validation, on which the threshold was chosen.
-        test: Scores on test, if there is such a split.
-        seconds: Wall-clock time of fitting and scoring.
-        description: What it is, in a few words.
-        train_rows: Training rows it was fitted on.
-    """
-
-    valid: TaskScores
-    test: TaskScores | None
-    seconds: float
-    description: str
-    train_rows: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, in the shape of a system of `results.json`."""
-        return {
-            "valid": self.valid.to_dict(),
-            "test": None if self.test is None else self.test.to_dict(),
-            "seconds": self.seconds,
-            "description": self.description,
-            "train_rows": self.train_rows,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class _Intervals:
-    """How the bootstrap is done."""
-
-    samples: int
-    confidence: float
-    seed: int
-
-
 def tfidf_floor(
     train: SplitRows, valid: SplitRows, test: SplitRows | None, *, samples: int, confidence: float, seed: int
 ) -> FloorScores:
@@ -93,6 +56,7 @@ def tfidf_floor(
     * pair: TF-IDF cosine of the two texts over words and pairs of words; positive from a threshold on. A cosine is no
       probability, so the calibration metrics `ece` and `brier` are undefined.
     * embed: TF-IDF cosine of query and candidate over words; each distinct candidate text of the split counts once.
+    * generate: what was written for the nearest training row (`manyskills.evaluation.retrieval`).
 
     Args:
         train: Fitted on.
@@ -106,20 +70,20 @@ def tfidf_floor(
         UserError: A split has no rows, or the training labels are all the same.
     """
     started = time.perf_counter()
-    for rows in (train, valid, test):
-        if rows is not None and not rows.rows:
-            raise UserError(f"{rows.source}: the {rows.split} split of {rows.task.name} has no rows")
+    require_rows(train, valid, test)
+    if train.task.kind is Kind.GENERATE:
+        return retrieval_floor(train, valid, test, samples=samples, confidence=confidence, seed=seed)
     floor, description = {
         Kind.CLASSIFY: (_classify, "TF-IDF of word parts, signs and their pairs + logistic regression"),
         Kind.PAIR: (_pair, "TF-IDF cosine of the two texts over word parts and their pairs"),
         Kind.EMBED: (_embed, "TF-IDF cosine of query and code over word parts"),
     }[train.task.kind]
-    valid_scores, test_scores = floor(train, valid, test, _Intervals(samples, confidence, seed))
+    valid_scores, test_scores = floor(train, valid, test, Intervals(samples, confidence, seed))
     return FloorScores(valid_scores, test_scores, time.perf_counter() - started, description, len(train.rows))
 
 
 def _classify(
-    train: SplitRows, valid: SplitRows, test: SplitRows | None, intervals: _Intervals
+    train: SplitRows, valid: SplitRows, test: SplitRows | None, intervals: Intervals
 ) -> tuple[TaskScores, TaskScores | None]:
     labels_N = _labels(train)
     if labels_N.min() == labels_N.max():
@@ -140,7 +104,7 @@ def _classify(
 
 
 def _pair(
-    train: SplitRows, valid: SplitRows, test: SplitRows | None, intervals: _Intervals
+    train: SplitRows, valid: SplitRows, test: SplitRows | None, intervals: Intervals
 ) -> tuple[TaskScores, TaskScores | None]:
     texts = unique(text for column in train.task.inputs for text in _column(train, column))
     vectorizer = tfidf_vectorizer(len(texts), subwords, ngram_range=(1, 2)).fit(texts)
@@ -155,7 +119,7 @@ def _pair(
 
 
 def _embed(
-    train: SplitRows, valid: SplitRows, test: SplitRows | None, intervals: _Intervals
+    train: SplitRows, valid: SplitRows, test: SplitRows | None, intervals: Intervals
 ) -> tuple[TaskScores, TaskScores | None]:
     texts = unique(text for column in train.task.inputs for text in _column(train, column))
     vectorizer = tfidf_vectorizer(len(texts), subwords, ngram_range=(1, 1)).fit(texts)
@@ -207,7 +171,7 @@ def _fit(
 
 
 def _score(
-    labels_N: npt.NDArray[np.int64], probabilities_N: Floats, threshold: float, intervals: _Intervals
+    labels_N: npt.NDArray[np.int64], probabilities_N: Floats, threshold: float, intervals: Intervals
 ) -> TaskScores:
     return score_classification(
         labels_N,

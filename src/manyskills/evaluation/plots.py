@@ -22,8 +22,9 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SYSTEM_COLOURS = {
     "module": "#0072B2", "task_best": "#CC79A7", "frozen": "#009E73", "untrained": "#56B4E9", "floor": "#D55E00",
+    "copy": "#E69F00",
 }  # fmt: skip
-SYSTEM_MARKERS = {"module": "o", "task_best": "D", "frozen": "^", "untrained": "v", "floor": "s"}
+SYSTEM_MARKERS = {"module": "o", "task_best": "D", "frozen": "^", "untrained": "v", "floor": "s", "copy": "X"}
 INK, FAINT = "#333333", "#DDDDDD"
 SMOOTHED_FROM = 30
 """Points from which a loss is drawn smoothed, with the raw values faint behind it."""

@@ -15,6 +15,7 @@ SYSTEMS: dict[str, str] = {
     "frozen": "frozen + heads",
     "untrained": "untrained",
     "floor": "TF-IDF floor",
+    "copy": "source copied",
 }
 """What is compared, in the order it is shown, and what people read."""
 
@@ -30,6 +31,17 @@ METRIC_LABELS: dict[str, str] = {
     "brier": "Brier score",
     "mrr": "MRR",
     "ndcg@10": "NDCG@10",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "rouge_l": "ROUGE-L",
+    "exact_match": "exact match",
+    "codebleu": "CodeBLEU",
+    "codebleu_ngram": "CodeBLEU, n-grams",
+    "codebleu_weighted": "CodeBLEU, keywords",
+    "codebleu_syntax": "CodeBLEU, syntax",
+    "codebleu_dataflow": "CodeBLEU, data flow",
+    "codebleu_dataflow_rows": "rows with data flow",
+    "token_probability": "token probability",
 }
 
 
@@ -54,7 +66,7 @@ class TaskResult:
     @property
     def metric_label(self) -> str:
         """The metric as people write it."""
-        return METRIC_LABELS.get(self.metric, self.metric)
+        return metric_label(self.metric)
 
     def estimate(self, system: str) -> Estimate:
         """The primary metric of a system; undefined if it was not run."""
@@ -80,6 +92,13 @@ def task_results(results: Mapping[str, Any]) -> Iterator[TaskResult]:
 def shown_systems(found: list[TaskResult]) -> list[str]:
     """Every system that at least one task has, in order."""
     return _ordered({name for result in found for name in result.scores})
+
+
+def metric_label(metric: str) -> str:
+    """The metric as people read it; `bleu/python` is that of one variant of a generating task."""
+    name, _, variant = metric.partition("/")
+    label = METRIC_LABELS.get(name, name)
+    return f"{label} ({variant})" if variant else label
 
 
 def system_label(name: str) -> str:

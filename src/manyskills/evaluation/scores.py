@@ -43,11 +43,11 @@ class TaskScores:
     """All metrics of one system on one split of one task.
 
     Attributes:
-        metrics: Estimate by metric name.
+        metrics: Estimate by metric name; of written texts also for each variant, as `bleu/python`.
         threshold: A row is called positive from this probability on; None where nothing is classified.
         rows: Rows (for a search: queries) that were scored.
-        positives: Rows with label 1; None for a search.
-        candidates: Texts that each query was ranked against; None for a classification.
+        positives: Rows with label 1; None where nothing is classified.
+        candidates: Texts that each query was ranked against; None where nothing is searched.
     """
 
     metrics: dict[str, Estimate]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from manyskills.evaluation.results import METRIC_LABELS
+from manyskills.evaluation.results import metric_label
 from manyskills.evaluation.scores import Estimate, TaskScores
+from manyskills.evaluation.text import CODEBLEU_HINT, lacks_codebleu
+from manyskills.tasks import get_task
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +29,7 @@ def print_scores(scores: Mapping[str, TaskScores], synthetic: Mapping[str, str],
             first = number == 0
             table.add_row(
                 task if first else "",
-                METRIC_LABELS.get(metric, metric),
+                metric_label(metric),
                 _text(estimate),
                 _basis(found) if first else "",
             )
@@ -36,6 +38,8 @@ def print_scores(scores: Mapping[str, TaskScores], synthetic: Mapping[str, str],
     for task, how in synthetic.items():
         if task in scores:
             console.print(f"- {task}: synthetic labels ({how})")
+    if any("bleu" in found.metrics and lacks_codebleu(get_task(task)) for task, found in scores.items()):
+        console.print(f"- {CODEBLEU_HINT}", markup=False)
 
 
 def _text(estimate: Estimate) -> str:

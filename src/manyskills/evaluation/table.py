@@ -124,7 +124,9 @@ def _size(result: TaskResult) -> str:
 def _describe(scores: TaskScores) -> str:
     if scores.candidates is not None:
         return f"{scores.rows:,} queries, {scores.candidates:,} candidates"
-    return f"{scores.rows:,} rows, {scores.positives:,} positive"
+    if scores.positives is not None:
+        return f"{scores.rows:,} rows, {scores.positives:,} positive"
+    return f"{scores.rows:,} rows"
 
 
 def _cell(estimate: Estimate, *, bold: bool) -> str:

@@ -1,6 +1,6 @@
 """An export beside the module it was made from: their vectors, and each task's metric on the validation split.
 
-Shape legend: N texts, S sequences, B sequences of a chunk, D size of a vector.
+Shape legend: N texts, S sequences, B sequences of a chunk, D size of a vector, P probes, V words.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import torch
 from torch.nn import functional
 
 from manyskills.config import TaskConfig, TrainConfig
+from manyskills.data.finding import task_folder
 from manyskills.data.long_texts import length_limit
 from manyskills.data.preparation import Prepared, prepare, task_source
+from manyskills.data.prompts import written
 from manyskills.data.reading import read_split
 from manyskills.data.rows import SplitRows
 from manyskills.data.text_set import gather, pad_chunk, plan_chunks
@@ -25,6 +27,7 @@ from manyskills.data.tokens import TextTable, TokenStore, tokenize
 from manyskills.errors import UserError
 from manyskills.evaluation.answers import plain_metrics
 from manyskills.evaluation.outputs import task_outputs
+from manyskills.evaluation.written import likelihood_metrics, token_losses
 from manyskills.export.source import Source
 from manyskills.inference.encoding import CHUNK_TOKENS
 from manyskills.inference.graph import Graph
@@ -68,7 +71,10 @@ class Material:
     @property
     def texts(self) -> int:
         """How many there are."""
-        return len(PROBES) + (0 if self.valid is None else len(self.valid.used_texts("valid")))
+        if self.valid is None:
+            return len(PROBES)
+        prompts = sum(map(len, self.valid.prompted.get("valid", {}).values()))
+        return len(PROBES) + len(self.valid.used_texts("valid")) + prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +83,13 @@ class Answers:
 
     Attributes:
         vectors_ND: Of the probes, then of the validation texts.
-        metrics: Primary metric by task.
+        metrics: By task, its primary metric; where answers are written, the mean probability of a right token.
+        logits_PV: What the output layer makes of the probes' vectors; None where nothing is written.
     """
 
     vectors_ND: torch.Tensor
     metrics: dict[str, float] = field(default_factory=dict)
+    logits_PV: torch.Tensor | None = None
 
 
 class GraphChunks:
@@ -126,7 +134,7 @@ def gather_material(source: Source, data: Path | None, limit: int) -> Material:
     valid = None
     if rows:
         valid = prepare({"valid": rows}, tasks, config.max_length, model.tokenizer, model.template, positions,
-                        model.routes)  # fmt: skip
+                        model.routes, model.architecture.family, source.saved.prompts)  # fmt: skip
     first = source.tasks[0]
     table, most = TextTable(), length_limit(first, config.tasks[first], config.max_length, positions)
     for text in PROBES:
@@ -144,13 +152,19 @@ def answers(model: MultiTaskModel, material: Material, thresholds: Mapping[str, 
         graph: Gives the vectors; None: the model does.
     """
     probes_ND = _encode(model, material.config, material.probes, np.arange(len(PROBES)), graph)
+    writes = any(written(name, task) for name, task in material.config.tasks.items())
+    logits_PV = _logits(model, probes_ND) if writes else None
     if material.valid is None:
-        return Answers(probes_ND)
-    examples = material.valid.examples["valid"]
-    vectors_ND = _encode(model, material.config, material.valid.store, gather(examples).unique_N, graph)
-    found = plain_metrics(task_outputs(model, examples, vectors_ND), dict.fromkeys(examples, 0.5) | dict(thresholds))
-    primary = {name: found[name][get_task(name).primary_metric] for name in examples}
-    return Answers(torch.cat([probes_ND, vectors_ND]), primary)
+        return Answers(probes_ND, logits_PV=logits_PV)
+    vectors_ND, metrics = probes_ND, _written_metrics(model, material)
+    if examples := material.valid.examples["valid"]:
+        of_rows_ND = _encode(model, material.config, material.valid.store, gather(examples).unique_N, graph)
+        outputs = task_outputs(model, examples, of_rows_ND)
+        found = plain_metrics(outputs, dict.fromkeys(examples, 0.5) | dict(thresholds))
+        metrics |= {name: found[name][_metric(material, name)] for name in examples}
+        vectors_ND = torch.cat([probes_ND, of_rows_ND])
+    in_order = {name: metrics[name] for name in material.valid.rows["valid"]}
+    return Answers(vectors_ND, in_order, logits_PV)
 
 
 def compare(module: Answers, exported: Answers, material: Material) -> dict[str, Any]:
@@ -161,7 +175,7 @@ def compare(module: Answers, exported: Answers, material: Material) -> dict[str,
     rows = {} if material.valid is None else material.valid.rows["valid"]
     tasks = {
         name: {
-            "metric": get_task(name).primary_metric,
+            "metric": _metric(material, name),
             "split": "valid",
             "rows": len(rows[name].rows),
             "module": value,
@@ -169,7 +183,9 @@ def compare(module: Answers, exported: Answers, material: Material) -> dict[str,
         }
         for name, value in module.metrics.items()
     }
+    logits = {} if module.logits_PV is None else {"logits": _difference(module.logits_PV, exported.logits_PV)}
     return {
+        **logits,
         "vectors": {
             "texts": len(a_ND),
             "max_difference": largest,
@@ -188,10 +204,42 @@ def refuse_difference(check: Mapping[str, Any]) -> None:
     Raises:
         UserError: The vectors differ by more than rounding explains.
     """
-    found = check["vectors"]["relative_difference"]
-    if not found <= SAME:  # NaN is different too
-        what = f"the export does not answer as the module: vectors differ by {found:.2g} of their largest component"
-        raise UserError(what, f"up to {SAME} would be rounding; please report it. --no-check writes it all the same")
+    for what in ("vectors", "logits"):
+        if what not in check:
+            continue
+        found = check[what]["relative_difference"]
+        if not found <= SAME:  # NaN is different too
+            which = f"the export does not answer as the module: {what} differ by {found:.2g} of their largest component"
+            hint = f"up to {SAME} would be rounding; please report it. --no-check writes it all the same"
+            raise UserError(which, hint)
+
+
+def _metric(material: Material, name: str) -> str:
+    """What a task is compared by. Texts would tell little: one other token makes another text of the rest."""
+    return "token_probability" if written(name, material.config.tasks[name]) else get_task(name).primary_metric
+
+
+def _written_metrics(model: MultiTaskModel, material: Material) -> dict[str, float]:
+    valid = material.valid
+    if valid is None or valid.prompts is None:
+        return {}
+    examples = valid.prompted["valid"]
+    losses = token_losses(model, valid.prompts, examples, material.config.token_budget)
+    found = likelihood_metrics(losses, list(examples))
+    return {name: found[name]["token_probability"] for name in examples}
+
+
+@torch.no_grad()
+def _logits(model: MultiTaskModel, vectors_PD: torch.Tensor) -> torch.Tensor:
+    assert model.output is not None
+    states_PD = vectors_PD.to(model.device, model.output.weight_VH.dtype)
+    return model.output.logits(states_PD).float().cpu()
+
+
+def _difference(module: torch.Tensor, exported: torch.Tensor | None) -> dict[str, float]:
+    """How far two tensors are apart; an export that lost its output layer is as far as can be."""
+    largest = float("nan") if exported is None else float((module - exported).abs().max())
+    return {"max_difference": largest, "relative_difference": largest / float(module.abs().max())}
 
 
 def _read(config: TrainConfig, data: Path | None, limit: int) -> tuple[dict[str, SplitRows], dict[str, str]]:
@@ -202,8 +250,11 @@ def _read(config: TrainConfig, data: Path | None, limit: int) -> tuple[dict[str,
     missing: dict[str, str] = {}
     for name, task in config.tasks.items():
         try:
-            place = task_source(config, name) if data is None else str(data / name)
-            rows[name] = read_split(get_task(name), place, "valid", columns=task.columns, limit=limit, seed=config.seed)
+            place = task_source(config, name) if data is None else str(task_folder(data, get_task(name)))
+            rows[name] = read_split(
+                get_task(name), place, "valid",
+                columns=task.columns, variants=task.variants, limit=limit, seed=config.seed,
+            )  # fmt: skip
         except UserError as error:
             if data is not None:
                 raise

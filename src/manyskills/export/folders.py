@@ -35,11 +35,13 @@ def merge(model: MultiTaskModel) -> None:
 
 
 def write_backbone(source: Source, folder: Path) -> None:
-    """A merged network as Hugging Face folder, that sentence-transformers can read where it would do the same."""
+    """A merged network as Hugging Face folder: with its output layer if a task is answered with text, and readable by
+    sentence-transformers where it would do the same."""
+    network = source.model.language_model if source.writing else source.model.backbone
     with quiet():
-        source.model.backbone.save_pretrained(str(folder))  # pyright: ignore
+        network.save_pretrained(str(folder))  # pyright: ignore
     write_surroundings(source, folder)
-    if _reads_alike(source.model):
+    if source.model.heads and _reads_alike(source.model):
         _write_sentence_transformers(source, folder)
 
 
@@ -71,7 +73,8 @@ def _write_one_task(source: Source, method: MtlLoraConfig, folder: Path) -> None
     save_file(state, folder / ADAPTER_FILE, metadata={"format": "pt"})
     numbers = method.model_dump(include=set(LoraConfig.model_fields)) | {"name": "lora"}
     config = source.saved.config.model_copy(update={"method": LoraConfig.model_validate(numbers)})
-    save_heads(nn.ModuleDict({task: source.model.head(task)}), replace(source.saved, config=config), folder)
+    heads = {task: source.model.head(task)} if task in source.model.heads else {}
+    save_heads(nn.ModuleDict(heads), replace(source.saved, config=config), folder)
 
 
 def _stand_alone(source: Source) -> SavedTasks:

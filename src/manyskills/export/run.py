@@ -74,6 +74,7 @@ def export(
         require_onnx()
     source = load_source(run, wish.task)
     _refuse_method(source, wish.format)
+    _refuse_writing(source, wish.format)
     summary: dict[str, Any] = {}
 
     def build(folder: Path) -> None:
@@ -200,6 +201,15 @@ def _refuse_method(source: Source, format: Format) -> None:
     if format == "lora" and not isinstance(source.saved.config.method, LORA_KIN):
         hint = "use --format merged or onnx; best/ of a run with an adapter is a folder of peft already"
         raise UserError(f"{name} is no kind of LoRA", hint)
+
+
+def _refuse_writing(source: Source, format: Format) -> None:
+    """A graph makes vectors, and answers that are written need a language model that is run again and again."""
+    if format == "onnx" and source.writing:
+        what = f"a graph cannot write, and {', '.join(source.writing)} is answered with text"
+        others = [name for name in source.tasks if name not in source.writing]
+        which = f", or choose one with --task: {', '.join(others)}" if others else ""
+        raise UserError(what, f"use --format merged{which}")
 
 
 def _refuse_target(target: Path, overwrite: bool) -> None:

@@ -10,7 +10,16 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from manyskills.config import FixedConfig, LoraConfig, MethodConfig, QloraConfig, TrainConfig, UniformConfig
+from manyskills.config import (
+    BackboneConfig,
+    FixedConfig,
+    LoraConfig,
+    MethodConfig,
+    QloraConfig,
+    TrainConfig,
+    UniformConfig,
+)
+from manyskills.data.prompts import written
 from manyskills.errors import UserError, did_you_mean
 from manyskills.files import complete_folder
 from manyskills.model.checkpoint import load_model
@@ -46,6 +55,11 @@ class Source:
     def quantized(self) -> bool:
         """Whether the frozen weights are kept in 4 bits."""
         return stored_as(self.saved.config).quantize is not None
+
+    @property
+    def writing(self) -> list[str]:
+        """Those of the wanted tasks whose answers are written."""
+        return [name for name, config in self.saved.config.tasks.items() if written(name, config)]
 
 
 def load_source(run: Path, task: str | None) -> Source:
@@ -83,8 +97,8 @@ def in_full_precision(source: Source) -> Source:
         source: Its network is quantised.
     """
     every = read_tasks_file(source.folder)
-    backbone = every.config.backbone.model_copy(update={"quantize": None})
-    config = every.config.model_copy(update={"backbone": backbone, "method": _without_codes(every.config.method)})
+    method = _without_codes(every.config.method)
+    config = _with_backbone(every.config, quantize=None).model_copy(update={"method": method})
     full = _load(source.folder, replace(every, config=config), source.tasks)
     for name, weight in _numbers_of_codes(source.model.backbone):
         full.model.backbone.get_submodule(name).weight.data.copy_(weight)  # pyright: ignore
@@ -101,13 +115,13 @@ def for_tasks(saved: SavedTasks, tasks: Sequence[str]) -> SavedTasks:
         config=saved.config.model_copy(update=changes),
         thresholds=_only(saved.thresholds, tasks),
         synthetic=_only(saved.synthetic, tasks),
+        prompts=_only(saved.prompts, tasks),
     )
 
 
 def in_float32(config: TrainConfig) -> TrainConfig:
     """The configuration with float32 weights and arithmetic."""
-    backbone = config.backbone.model_copy(update={"dtype": "float32"})
-    return config.model_copy(update={"backbone": backbone, "bf16": False})
+    return _with_backbone(config, dtype="float32").model_copy(update={"bf16": False})
 
 
 def _load(folder: Path, saved: SavedTasks, tasks: Sequence[str]) -> Source:
@@ -116,9 +130,17 @@ def _load(folder: Path, saved: SavedTasks, tasks: Sequence[str]) -> Source:
     padded = in_float32(saved.config).model_copy(update={"attention": "padded"})
     model = load_model(folder, CPU, replace(saved, config=padded))
     if not METHODS[model.method.name].routed:
-        model.heads = nn.ModuleDict({name: model.head(name) for name in tasks})
+        model.heads = nn.ModuleDict({name: model.head(name) for name in tasks if name in model.heads})
         model.task_configs = _only(model.task_configs, tasks)
+        model.frames = _only(model.frames, tasks)
+    if model.architecture.family == "encoder_decoder":  # said out loud: what made it so may be a task that is left out
+        saved = replace(saved, config=_with_backbone(saved.config, part="whole"))
     return Source(folder, for_tasks(saved, tasks), model)
+
+
+def _with_backbone(config: TrainConfig, **changes: Any) -> TrainConfig:
+    backbone: BackboneConfig = config.backbone.model_copy(update=changes)
+    return config.model_copy(update={"backbone": backbone})
 
 
 def _without_codes(method: MethodConfig) -> MethodConfig:

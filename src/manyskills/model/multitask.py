@@ -1,4 +1,4 @@
-"""One backbone with a shared module, and one head a task.
+"""One backbone with a shared module, one head a task, and one output layer for all tasks whose answers are written.
 
 Shape legend: B sequences, T tokens, H hidden size, D size of a vector (= H), N texts.
 """
@@ -14,12 +14,14 @@ import torch
 from torch import nn
 
 from manyskills.config import BackboneConfig, FullConfig, MethodConfig, QloraConfig, TaskConfig, TrainConfig
+from manyskills.data.frames import Frames, written
 from manyskills.data.text_set import plan_chunks, plan_unpadded_chunks
 from manyskills.data.tokens import TokenStore
 from manyskills.model.attention import Layout, choose_attention, first_position
 from manyskills.model.backbones import Architecture, Backbone, load_backbone
 from manyskills.model.chunks import Chunk, PaddedChunk, padded_chunk, unpadded_chunk
 from manyskills.model.heads import BinaryHead, Head, build_head
+from manyskills.model.language_head import OutputLayer, output_layer, untied_head
 from manyskills.model.methods import METHODS, adapt, train_own_dropout
 from manyskills.model.quantization import parameter_count
 from manyskills.tasks import get_task
@@ -32,17 +34,26 @@ CPU_TOKENS = 2048
 take more memory everywhere."""
 
 
+OUTPUT_HEAD = "lm_head."
+"""What the names of an output layer's weights begin with, where they are not those of the input embeddings."""
+
+
 class MultiTaskModel(nn.Module):
     """Texts to vectors through the shared module, vectors to answers through the heads.
 
     Args:
-        backbone: The loaded backbone; its network is adapted in place.
+        backbone: The loaded backbone; its network is adapted in place. Tasks whose answers are written need its
+            language model.
         method: How it is adapted.
-        tasks: The tasks and their choices; each gets a head.
+        tasks: The tasks and their choices; each gets a head, unless its answers are written.
     """
 
     backbone_parameters: int
     """Of the backbone as it was published."""
+    language_model: PreTrainedModel | None
+    """Writes answers; made of `network` and an output layer, and so no part of its own. None if no task writes."""
+    frames: Frames
+    """What stands around sources and answers, by task and variant; whoever knows sets it."""
 
     def __init__(self, backbone: Backbone, method: MethodConfig, tasks: Mapping[str, TaskConfig]) -> None:
         super().__init__()
@@ -52,13 +63,27 @@ class MultiTaskModel(nn.Module):
         self.trunk_dropout = False
         self.attention: Layout = "padded"  # `choose_attention` changes it
         self.autocast_dtype: torch.dtype | None = None
-        self.backbone_parameters = parameter_count(backbone.model)
+        self.frames = {}
+        with_heads = {name: task for name, task in tasks.items() if not written(name, task)}
+        language_model = backbone.language_model if len(with_heads) < len(tasks) else None
+        if len(with_heads) < len(tasks) and language_model is None:
+            raise ValueError("tasks whose answers are written need a backbone that was loaded with language_head=True")
+        self.output_head = None if language_model is None else untied_head(language_model)
+        parts = [backbone.model, *([] if self.output_head is None else [self.output_head])]
+        self.backbone_parameters = sum(map(parameter_count, parts))
         self.backbone = adapt(backbone, method, list(tasks))
+        vars(self)["language_model"] = language_model  # not registered: its weights are the network's
+        self._settle_output_head()
         size = self.architecture.hidden_size
-        self.heads = nn.ModuleDict({name: build_head(get_task(name), size, task) for name, task in tasks.items()})
+        self.heads = nn.ModuleDict({name: build_head(get_task(name), size, task) for name, task in with_heads.items()})
+
+    @property
+    def output(self) -> OutputLayer | None:
+        """What makes words of states; None if no task's answers are written."""
+        return None if self.language_model is None else output_layer(self.language_model)
 
     def head(self, name: str) -> Head:
-        """The head of a task."""
+        """The head of a task that has one."""
         head = self.heads[name]
         assert isinstance(head, Head)
         return head
@@ -76,7 +101,7 @@ class MultiTaskModel(nn.Module):
 
     def vectors(self, chunk: Chunk) -> torch.Tensor:
         """Vectors of a chunk's sequences, float32, shape (B, D); a routed method must be set for it (`routed`)."""
-        with self._autocast():
+        with self.autocast():
             states = self.states(chunk)
         return chunk.pool(states, self.architecture.pooling)
 
@@ -144,8 +169,14 @@ class MultiTaskModel(nn.Module):
         return parameter.ndim <= 1 or any(part in name for part in METHODS[self.method.name].undecayed)
 
     def shared_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The trainable parameters that all tasks share."""
-        return ((name, p) for name, p in self.backbone.named_parameters() if p.requires_grad)
+        """The trainable parameters that all tasks share, under the names that transformers gives them."""
+        for name, p in self.backbone.named_parameters():
+            if p.requires_grad:
+                yield name, p
+        if self.output_head is not None:
+            for name, p in self.output_head.named_parameters():
+                if p.requires_grad:
+                    yield f"{OUTPUT_HEAD}{name}", p
 
     def head_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters of the heads."""
@@ -203,13 +234,23 @@ class MultiTaskModel(nn.Module):
         network = self.backbone.get_base_model() if self.has_adapter else self.backbone  # pyright: ignore
         return cast("PreTrainedModel", network)
 
+    def _settle_output_head(self) -> None:
+        """It trains if the backbone's own weights do."""
+        if self.output_head is None:
+            return
+        trains = METHODS[self.method.name].trains == "backbone"
+        self.output_head.requires_grad_(trains)
+        if trains:
+            self.output_head.float()
+
     def _checkpointed_layers(self) -> Iterator[nn.Module]:
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         layers = (layer for layer in self.backbone.modules() if isinstance(layer, GradientCheckpointingLayer))
         return (layer for layer in layers if layer.gradient_checkpointing)
 
-    def _autocast(self) -> AbstractContextManager[object]:
+    def autocast(self) -> AbstractContextManager[object]:
+        """Within it, products are computed in the number format that the model was set to."""
         if self.autocast_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
@@ -227,7 +268,8 @@ def build_model(config: TrainConfig, device: torch.device) -> MultiTaskModel:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = MultiTaskModel(load_backbone(stored_as(config), device=device), config.method, config.tasks)
+        backbone = load_backbone(stored_as(config), device=device, language_head=writes(config))
+        model = MultiTaskModel(backbone, config.method, config.tasks)
     model.trunk_dropout = config.trunk_dropout
     if config.gradient_checkpointing:
         model.checkpoint_gradients()
@@ -240,6 +282,11 @@ def build_model(config: TrainConfig, device: torch.device) -> MultiTaskModel:
     model = model.to(device)
     choose_attention(model, config.attention)
     return model
+
+
+def writes(config: TrainConfig) -> bool:
+    """Whether any task's answers are written, so that the backbone's language model is needed."""
+    return any(written(name, task) for name, task in config.tasks.items())
 
 
 def stored_as(config: TrainConfig) -> BackboneConfig:

@@ -5,13 +5,30 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 
 from manyskills.errors import UserError, did_you_mean
-from manyskills.tasks import clone_detection, code_search, defect_detection, flaky_tests
-from manyskills.tasks.base import SPLITS, Example, Join, Kind, SplitName, Task, Text
+from manyskills.tasks import (
+    clone_detection,
+    code_generation,
+    code_search,
+    code_summarization,
+    code_translation,
+    defect_detection,
+    flaky_tests,
+)
+from manyskills.tasks.base import SPLITS, Example, Join, Kind, SplitName, Task, Text, Variant
 
-__all__ = ["SPLITS", "Example", "Join", "Kind", "SplitName", "Task", "Text", "all_tasks", "get_task"]
+__all__ = ["SPLITS", "Example", "Join", "Kind", "SplitName", "Task", "Text", "Variant", "all_tasks", "get_task"]
 
 BUILT_IN: dict[str, Task] = {
-    module.TASK.name: module.TASK for module in (clone_detection, defect_detection, flaky_tests, code_search)
+    module.TASK.name: module.TASK
+    for module in (
+        clone_detection,
+        defect_detection,
+        flaky_tests,
+        code_search,
+        code_generation,
+        code_summarization,
+        code_translation,
+    )
 }
 
 

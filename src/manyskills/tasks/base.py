@@ -25,6 +25,7 @@ class Kind(StrEnum):
     CLASSIFY = "classify"
     PAIR = "pair"
     EMBED = "embed"
+    GENERATE = "generate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,25 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Variant:
+    """One language or direction of a generating task.
+
+    Attributes:
+        name: Its key in configurations, rows and results, such as `python` or `java_csharp`.
+        source: Column of the text that is read.
+        target: Column of the text that is written.
+        language: Of what is written: a programming language, or `english`.
+        prompt: The instruction; `{source}` stands where the text is put.
+    """
+
+    name: str
+    source: str
+    target: str
+    language: str
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """One skill.
 
@@ -62,6 +82,11 @@ class Task:
         file_stem: What the split's file name starts with (`pairs_` for `pairs_train.jsonl`).
         join: Where texts come from if the rows only name them.
         symmetric: Whether (a, b) and (b, a) are the same row.
+        variants: Of a generating task, its languages or directions.
+        by_language: A row is of the one variant that its column `language` names, not of all that its columns allow.
+        folders: Other names that its folder in data_dir may have.
+        question: Of a yes/no task, the instruction where the answer is asked for as a text; its columns stand in
+            braces.
     """
 
     name: str
@@ -73,6 +98,10 @@ class Task:
     file_stem: str = ""
     join: Join | None = None
     symmetric: bool = False
+    variants: tuple[Variant, ...] = ()
+    by_language: bool = False
+    folders: tuple[str, ...] = ()
+    question: str = ""
 
     def example(self, row: Mapping[str, Any], *, joint: bool = False) -> Example:
         """The texts and label of a checked row; `joint` makes a pair one text of two parts."""

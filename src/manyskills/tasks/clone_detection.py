@@ -12,4 +12,6 @@ TASK = Task(
     file_stem="pairs_",
     join=Join(table="functions", key="id", value="code", references=("id1", "id2")),
     symmetric=True,
+    question="Do these two functions do the same thing? Answer yes or no.\n\n"
+    "First function:\n{code1}\n\nSecond function:\n{code2}",
 )

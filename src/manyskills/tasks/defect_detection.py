@@ -9,4 +9,5 @@ TASK = Task(
     label="label",
     primary_metric="accuracy",
     description="a function with a defect",
+    question="Does this function have a defect that lets it crash or be attacked? Answer yes or no.\n\n{code}",
 )

@@ -9,4 +9,5 @@ TASK = Task(
     label="label",
     primary_metric="f1",
     description="a test that passes and fails on the same code",
+    question="Is this test flaky: can it both pass and fail on the same code? Answer yes or no.\n\n{code}",
 )

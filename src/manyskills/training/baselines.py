@@ -29,12 +29,14 @@ from manyskills.model.multitask import MultiTaskModel, build_model, set_class_ba
 from manyskills.model.vector_cache import VectorCache, cached_vectors
 from manyskills.saved import HEADS_FILE, read_tasks_file
 from manyskills.tasks import SplitName
+from manyskills.training.forward import Sources
 from manyskills.training.loop import Announce, Trainer, positive_shares
 from manyskills.training.processes import Processes
 from manyskills.training.reporting import progress_bar
 from manyskills.training.run_folder import RunFolder, data_digests
 from manyskills.training.schedule import Schedule
 from manyskills.training.tracking import NoTracker
+from manyskills.training.validation import names_with_heads
 from manyskills.training.vectors import PrecomputedVectors
 
 FROZEN_EPOCHS = 20
@@ -80,13 +82,21 @@ def frozen_config(config: TrainConfig) -> TrainConfig:
     )
 
 
+def heads_alone(config: TrainConfig, prepared: Prepared) -> tuple[TrainConfig, Prepared]:
+    """Configuration and data of the tasks that have heads: heads on the frozen backbone write no answers."""
+    names = names_with_heads(config)
+    tasks = {name: config.tasks[name] for name in names}
+    without = {split: {} for split in prepared.examples}
+    return config.model_copy(update={"tasks": tasks}), replace(prepared, prompts=None, prompted=without)
+
+
 def rows_of_the_run(config: TrainConfig, prepared: Prepared) -> Prepared:
     """The same data with the training rows cut down to those that the run's steps will draw.
 
     Heads on the frozen backbone see the rows that the module sees: no more, which would not be fair to the module, and
     nothing has to be encoded that a short run never looks at.
     """
-    train = prepared.examples["train"]
+    train = prepared.all_examples("train")
     sampler = Sampler(train, config.sampling, config.batch_size, config.seed, positive_shares(config))
     total = Schedule.of(config, sum(len(part) for part in train.values())).total
     drawn = {name: np.zeros(len(part), dtype=bool) for name, part in train.items()}
@@ -96,7 +106,10 @@ def rows_of_the_run(config: TrainConfig, prepared: Prepared) -> Prepared:
             drawn[name][rows] = True
         if all(seen.all() for seen in drawn.values()):
             break
-    kept = {name: part.take(np.flatnonzero(drawn[name])) if drawn[name].any() else part for name, part in train.items()}
+    kept = {
+        name: part.take(np.flatnonzero(drawn[name])) if drawn[name].any() else part
+        for name, part in prepared.examples["train"].items()
+    }
     return replace(prepared, examples={**prepared.examples, "train": kept})
 
 
@@ -202,16 +215,19 @@ def train_frozen(
         The folder of the best heads.
     """
     announce("training heads on the frozen backbone")
+    run_rows = sum(len(part) for part in prepared.all_examples("train").values())
+    run = Schedule.of(config, run_rows)
+    config, prepared = heads_alone(config, prepared)
     model = frozen_model(config, rates, processes.device)
     alone = frozen_config(config)
     rows = sum(len(part) for part in prepared.examples["train"].values())
-    total, run = Schedule.of(alone, rows).total, Schedule.of(config, rows)
+    total = Schedule.of(alone, rows).total
     alone = alone.model_copy(update={"eval_steps": math.ceil(total / math.ceil(run.total / run.eval_steps))})
     folder = RunFolder(alone.output_dir)
     if processes.is_main:
         folder.open(alone, data_digests(prepared.rows), resume=folder.path.exists(), overwrite=False)
     processes.wait()
-    trainer = Trainer(alone, model, prepared, source, folder, processes, NoTracker(), lambda _: None)
+    trainer = Trainer(alone, model, prepared, Sources(source), folder, processes, NoTracker(), lambda _: None)
     with progress_bar(total, "frozen heads", hidden=not processes.is_main) as bar:
         progress = trainer.run(bar)
     values = "  ".join(f"{name} {task.best:.4f}" for name, task in progress.tasks.items())

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any, Literal
 
+from manyskills.data.prompted import PromptExamples
 from manyskills.data.text_set import Examples
 from manyskills.training.balancing import collapsed
 
@@ -184,7 +185,7 @@ class Watch:
         return cls(**{**data, "warnings": [ConflictWarning(**entry) for entry in data["warnings"]]})
 
 
-def metric_rows(examples: Mapping[str, Examples]) -> dict[str, int]:
+def metric_rows(examples: Mapping[str, Examples | PromptExamples]) -> dict[str, int]:
     """How many rows each task's primary metric rests on: for F1 the positive ones, else all."""
     return {
         name: int((part.labels_E == 1).sum())

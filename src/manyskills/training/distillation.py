@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from manyskills.config import DistillationConfig
+from manyskills.data.prompted import PromptExamples
 from manyskills.data.text_set import Examples
+from manyskills.training.forward import Batch
 
 
-def annealed(
-    batch: Mapping[str, Examples], distillation: DistillationConfig | None, done: float
-) -> dict[str, Examples]:
+def annealed(batch: Batch, distillation: DistillationConfig | None, done: float) -> Batch:
     """A step's examples with the teachers' weight of that step.
 
     Teacher annealing (Clark et al. 2019, arXiv 1907.04829, section 3): a straight line from the configured weight at
@@ -27,5 +26,7 @@ def annealed(
     return {name: _weighted(part, distillation.weight * (1 - done)) for name, part in batch.items()}
 
 
-def _weighted(part: Examples, weight: float) -> Examples:
-    return part if part.teaching is None else replace(part, teaching=replace(part.teaching, weight=weight))
+def _weighted(part: Examples | PromptExamples, weight: float) -> Examples | PromptExamples:
+    if isinstance(part, PromptExamples) or part.teaching is None:
+        return part
+    return replace(part, teaching=replace(part.teaching, weight=weight))

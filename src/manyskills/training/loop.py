@@ -17,21 +17,18 @@ from manyskills.config import AlternatingConfig, FixedConfig, TrainConfig
 from manyskills.data.preparation import Prepared, synthetic_tasks
 from manyskills.data.sampling import Phase, Sampler
 from manyskills.data.sampling_rows import sample_examples
-from manyskills.data.text_set import Examples, gather
 from manyskills.errors import UserError
-from manyskills.evaluation.answers import choose_thresholds, plain_metrics
-from manyskills.evaluation.outputs import evaluation_losses, task_outputs
 from manyskills.evaluation.scores import defined
 from manyskills.files import recover_folder, replace_folder_atomically
 from manyskills.model.checkpoint import load_weights, save_model
 from manyskills.model.encoding import ChunkEncoder, encode_texts
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.saved import saved_step
-from manyskills.tasks import get_task
 from manyskills.training.balancing import Rule, build_balancing, shares
 from manyskills.training.conflict import ConflictWarning, metric_rows
 from manyskills.training.distillation import annealed
 from manyskills.training.failures import BROKEN, LESS_MEMORY, clear_failures, less_memory
+from manyskills.training.forward import Batch, Forward, Sources
 from manyskills.training.interval import Interval
 from manyskills.training.measuring import MEASURED, Moment, Watcher, conflict_steps, gradient_values
 from manyskills.training.optimizer import Optimizer
@@ -45,11 +42,11 @@ from manyskills.training.step import (
     balanced_losses,
     measure_gradients,
     repeat_losses,
-    task_losses,
 )
 from manyskills.training.task_gradients import TaskGradients
 from manyskills.training.tracking import Tracker, numbers
-from manyskills.training.vectors import PrecomputedVectors, VectorSource
+from manyskills.training.validation import validate, validation_metric
+from manyskills.training.vectors import PrecomputedVectors
 
 STATE_FILE, OPTIMIZER_FILE, BALANCING_FILE = "trainer_state.json", "optimizer.safetensors", "balancing.safetensors"
 
@@ -66,7 +63,7 @@ class Trainer:
         config: The run.
         model: At step 0, or anything: `run` loads the last checkpoint if there is one.
         prepared: Training and validation examples.
-        source: Vectors of a step.
+        sources: Vectors of a step, and the states that predict the tokens of its written answers.
         folder: Where checkpoints and measurements go.
         processes: This process among all; only the main one writes.
         tracker: Gets what metrics.jsonl gets.
@@ -81,7 +78,7 @@ class Trainer:
         config: TrainConfig,
         model: MultiTaskModel,
         prepared: Prepared,
-        source: VectorSource,
+        sources: Sources,
         folder: RunFolder,
         processes: Processes,
         tracker: Tracker,
@@ -90,17 +87,17 @@ class Trainer:
         encoder: ChunkEncoder | None = None,
         watcher: Watcher | None = None,
     ) -> None:
-        self.config, self.model, self.prepared, self.source = config, model, prepared, source
+        self.config, self.model, self.prepared, self.sources = config, model, prepared, sources
         self.folder, self.processes, self.tracker, self.announce = folder, processes, tracker, announce
-        self.start = source if isinstance(source, PrecomputedVectors) else start
+        self.start = sources.vectors if isinstance(sources.vectors, PrecomputedVectors) else start
         self.encoder, self.watcher = encoder, watcher
-        train = prepared.examples["train"]
+        train = prepared.all_examples("train")
         self.schedule = Schedule.of(config, sum(len(part) for part in train.values()))
         self.sampler = Sampler(train, config.sampling, config.batch_size, config.seed, positive_shares(config))
         self.rule = build_balancing(config.balancing, list(config.tasks), config.seed)
         self.followed = {  # the same rows in each measurement: others differ by more than some steps change a loss
             name: sample_examples(part, self.rule.needs.validation_rows, f"{config.seed}/{name}/balancing")
-            for name, part in prepared.examples["valid"].items()
+            for name, part in prepared.all_examples("valid").items()
         }
         self.unweighted = unweighted(config)
         self.conflict_steps = conflict_steps(config, model)
@@ -139,24 +136,22 @@ class Trainer:
                 self.rule.validated(self._some_validation_losses())
             self.model.train()
             measure = self._measures(batch)
-            result = accumulate_gradients(
-                self.model, self.source, batch, self.rule, seed, measure=measure, processes=self.processes
-            )
+            result = accumulate_gradients(self.model, self.sources, batch, self.rule, seed, measure=measure)
             following = step + 1 < self.schedule.total
             if self.watcher is not None and measure and following and result.gradients is not None:
                 self.watcher(self._moment(step, result, result.gradients))
             rate = self.optimizer.update(step)
             if self.rule.needs.repeat_every and step % self.rule.needs.repeat_every == 0:
-                again = repeat_losses(self.model, self.source, batch, self.rule, seed, apart=measure)
+                again = repeat_losses(self.model, self.sources, batch, self.rule, seed, apart=measure)
                 self.rule.repeated(balanced_losses(self.rule, again, self.processes))
         self.progress.step += 1
         for name in batch:
             self.progress.turns[name] = self.progress.turns.get(name, 0) + 1
-        self.progress.tokens += int(self.prepared.store.lengths_N[result.unique_N].sum())
+        self.progress.tokens += int(self.prepared.store.lengths_N[result.unique_N].sum()) + result.written_tokens
         self.progress.seconds += time.perf_counter() - started
         self._log(result, rate, bar, measured=measure)
 
-    def _batch(self, step: int) -> dict[str, Examples]:
+    def _batch(self, step: int) -> Batch:
         """A step's examples, the teachers' weight in them being that of the step."""
         drawn = self.sampler.at(step, self.progress.phases)
         return annealed(drawn, self.config.distillation, step / self.schedule.total)
@@ -165,10 +160,10 @@ class Trainer:
         following, seed = self._batch(step + 1), self._seed(step + 1)
 
         def fresh_gradients() -> TaskGradients:
-            return measure_gradients(self.model, self.source, following, self.rule, seed)
+            return measure_gradients(self.model, self.sources, following, self.rule, seed)
 
         def fresh_losses() -> dict[str, float]:
-            losses = repeat_losses(self.model, self.source, following, self.rule, seed, apart=True)
+            losses = repeat_losses(self.model, self.sources, following, self.rule, seed, apart=True)
             return balanced_losses(self.rule, losses, self.processes)
 
         losses = result.losses if self.rule.raw_losses else result.scaled_losses
@@ -179,7 +174,7 @@ class Trainer:
         """Of a step's random numbers."""
         return int(np.random.SeedSequence((self.config.seed, step)).generate_state(1)[0])
 
-    def _measures(self, batch: Mapping[str, Examples]) -> bool:
+    def _measures(self, batch: Batch) -> bool:
         """Whether each task's gradient is measured in this step: in the first and every `conflict_steps`-th one.
 
         In alternating steps a task's own are counted: else the same tasks' turns would always be the ones measured.
@@ -194,9 +189,8 @@ class Trainer:
     def _some_validation_losses(self) -> dict[str, float]:
         """Losses on some validation rows, always the same ones, of each task that is still drawn from."""
         batch = {name: self.followed[name] for name in self.progress.active}
-        texts = gather(batch)
-        vectors_ND = self._encode(texts.unique_N)
-        losses = task_losses(self.model, texts, vectors_ND.to(self.model.device))
+        self.model.eval()
+        losses = Forward(self.model, self.sources, batch, 0, apart=False, graph=False).losses
         return balanced_losses(self.rule, losses, self.processes)
 
     def _log(self, result: StepResult, rate: float, bar: Any, *, measured: bool) -> None:
@@ -250,13 +244,11 @@ class Trainer:
 
     def _validate(self) -> None:
         with clear_failures(f"validation at step {self.progress.step}", LESS_MEMORY):
-            vectors_ND = self._valid_vectors()
-            outputs = task_outputs(self.model, self.prepared.examples["valid"], vectors_ND)
-            losses = evaluation_losses(self.model, self.prepared.examples["valid"], vectors_ND, outputs)
-        metric = {name: get_task(name).primary_metric for name in self.config.tasks}
-        thresholds = choose_thresholds(outputs, metric)
+            found = validate(self.config, self.model, self.prepared, self._valid_vectors, self.processes)
+        thresholds = found.thresholds
+        metric = {name: validation_metric(name, task) for name, task in self.config.tasks.items()}
         metrics = {name: {key: defined(value) for key, value in values.items()}
-                   for name, values in plain_metrics(outputs, thresholds).items()}  # fmt: skip
+                   for name, values in found.metrics.items()}  # fmt: skip
         primary = {name: values[metric[name]] or 0.0 for name, values in metrics.items()}
         if not self.progress.baseline:
             self.progress.start(primary)
@@ -265,15 +257,17 @@ class Trainer:
             self.progress.observe(primary, self.config.early_stopping)
             self._announce_stopped(before)
         self.progress.thresholds = thresholds
-        rows = metric_rows(self.prepared.examples["valid"])
+        rows = metric_rows(self.prepared.all_examples("valid"))
         self._warn(self.progress.watch.validated(self.progress.step, primary, rows))
         score = selection_score(primary, self.progress.baseline)
         best = score > self.progress.best_selection
         if best:
             self.progress.best_selection, self.progress.best_step = score, self.progress.step
         self._agree()
-        self._record({"kind": "valid", "step": self.progress.step, "metrics": metrics, "primary": primary,
-                      "valid_loss": losses, "thresholds": thresholds, "selection": score, "best": best})  # fmt: skip
+        self._record(
+            {"kind": "valid", "step": self.progress.step, "metrics": metrics, "primary": primary,
+             "valid_loss": found.losses, "thresholds": thresholds, "selection": score, "best": best}
+        )  # fmt: skip
         values = "  ".join(f"{name} {metric[name]} {value:.4f}" for name, value in primary.items())
         self.announce(f"validation at step {self.progress.step}: {values}{'  (best so far)' if best else ''}")
         self._save()
@@ -309,7 +303,7 @@ class Trainer:
         """vectors_ND of texts under the current weights, without dropout; all processes share the work."""
         if not self.model.trains_backbone:
             self.model.eval()
-            return self.source.values(indices_N, 0)
+            return self.sources.vectors.values(indices_N, 0)
         vectors_ND = encode_texts(
             self.model, self.prepared.store, indices_N, self.config.token_budget,
             share=self.processes.share, encoder=self.encoder,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from manyskills.training.plan import Memory, Plan
+from manyskills.training.memory import Memory, Place
+from manyskills.training.plan import Plan
 
 
 def plan_text(plan: Plan) -> str:
@@ -12,7 +13,7 @@ def plan_text(plan: Plan) -> str:
         f"{plan.tokens_a_step:,.0f} tokens a step ({plan.padded_tokens_a_step / plan.tokens_a_step - 1:.1%} padding), "
         f"{plan.tokens:,} in the run; {plan.tokens_to_validate:,} in each validation",
         *_method_lines(plan),
-        *(_memory_line(how, memory, how == plan.step_memory) for how, memory in plan.memory.items()),
+        *(_memory_line(how, memory, plan.place, how == plan.step_memory) for how, memory in plan.memory.items()),
         *_lower_lines(plan),
     ]
     for name, task in plan.tasks.items():
@@ -24,6 +25,8 @@ def plan_text(plan: Plan) -> str:
             f"{task.texts_a_step:.1f} texts",
             f"  {task.truncation.sentence()}",
         ]
+        if task.answers_cut is not None:
+            lines.append(f"  answers: {task.answers_cut.sentence()}")
     return "\n".join(lines)
 
 
@@ -45,12 +48,15 @@ def _lower_lines(plan: Plan) -> list[str]:
     return [f"{once}; its states take {size(lower.disk)} on disk"]
 
 
-def _memory_line(how: str, memory: Memory, chosen: bool) -> str:
+def _memory_line(how: str, memory: Memory, place: Place, chosen: bool) -> str:
     parts = f"weights {size(memory.weights)}, training {size(memory.training)}, activations {size(memory.activations)}"
     if memory.task_gradients:
         parts += f", the tasks' gradients {size(memory.task_gradients)}"
+    if memory.answers:
+        parts += f", answers {size(memory.answers)}"
     mark = " (chosen)" if chosen else ""
-    return f"about {size(memory.total)} of memory with step_memory={how}{mark}: {parts}"
+    where = f"on a {'GPU' if place.device == 'cuda' else 'CPU'}, products in {'bfloat16' if place.bf16 else 'float32'}"
+    return f"about {size(memory.total)} of memory {where}, with step_memory={how}{mark}: {parts}"
 
 
 def size(count: int) -> str:

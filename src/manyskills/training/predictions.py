@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from manyskills.data.rows import SplitRows
-from manyskills.evaluation.answers import Outputs, Probabilities
+from manyskills.evaluation.answers import Generations, Outputs, Probabilities
 
 
 def write_predictions(
@@ -30,5 +30,11 @@ def _lines(part: SplitRows, answer: Outputs, threshold: float) -> list[dict[str,
                 "prediction": int(p >= threshold),
             }
             for id_, row, p in zip(ids, part.rows, answer.probabilities_E.tolist(), strict=True)
+        ]
+    if isinstance(answer, Generations):
+        texts = zip(ids, answer.variants, answer.predictions, answer.references, strict=True)
+        return [
+            {"id": id_, "variant": variant, "prediction": prediction, "reference": reference}
+            for id_, variant, prediction, reference in texts
         ]
     return [{"id": id_, "rank": rank} for id_, rank in zip(ids, answer.ranks_Q.tolist(), strict=True)]

@@ -79,13 +79,27 @@ class Processes:
         Args:
             value: JSON-ready.
         """
+        return value if self.count == 1 else self._told(value, 0)
+
+    def join(self, parts: list[list[str]]) -> list[list[str]]:
+        """Each item from the process that has it; the others' is empty.
+
+        Args:
+            parts: As many items in every process.
+        """
         if self.count == 1:
-            return value
+            return parts
+        everyone = [self._told(parts, rank) for rank in range(self.count)]
+        return [next((item for item in items if item), []) for items in zip(*everyone, strict=True)]
+
+    def _told(self, value: Any, rank: int) -> Any:
+        """That process's value, in every process."""
+        mine = self.rank == rank
         data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
         size = torch.tensor([len(data)], device=self.device)
-        dist.broadcast(size, src=0)
-        held = data if self.is_main else torch.empty(int(size), dtype=torch.uint8, device=self.device)
-        dist.broadcast(held, src=0)
+        dist.broadcast(size, src=rank)
+        held = data if mine else torch.empty(int(size), dtype=torch.uint8, device=self.device)
+        dist.broadcast(held, src=rank)
         return json.loads(bytes(held.cpu().tolist()).decode())
 
     def copy_from_main(self, tensors: Iterable[torch.Tensor]) -> None:

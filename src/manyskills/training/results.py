@@ -57,9 +57,11 @@ def _task_entry(name: str, prepared: Prepared, systems: Mapping[str, SplitScores
         "rows": {split: len(prepared.rows[split][name].rows) for split in SPLITS},
         "rows_in_source": {split: prepared.rows[split][name].total for split in SPLITS},
         "truncation": asdict(prepared.truncation[name]),
+        **({"answers_cut": asdict(prepared.answers_cut[name])} if name in prepared.answers_cut else {}),
         "systems": {
             system: {split: scores[split][name].to_dict() for split in ("valid", "test")}
             for system, scores in systems.items()
+            if name in scores["test"]
         },
     }
 

@@ -12,25 +12,29 @@ import torch
 from safetensors.torch import load_file
 
 from manyskills.config import TrainConfig
+from manyskills.data.frames import Frames, written
+from manyskills.data.options import refuse_useless_options
 from manyskills.data.preparation import (
     Prepared,
     positive_rates,
     prepare,
     read_tasks,
     refuse_one_label,
-    refuse_useless_options,
 )
 from manyskills.data.renaming import rename_some
 from manyskills.errors import UserError, require_extra
-from manyskills.files import replace_folder_atomically, write_atomically
+from manyskills.files import complete_folder, replace_folder_atomically, write_atomically
 from manyskills.model.activations import training_encoder
+from manyskills.model.answers import AnswerStates
 from manyskills.model.methods import METHODS
 from manyskills.model.multitask import MultiTaskModel, build_model, set_class_balance, stored_as
 from manyskills.model.vector_cache import published_vector_cache
-from manyskills.saved import HEADS_FILE
+from manyskills.saved import HEADS_FILE, read_tasks_file, saved_step
 from manyskills.tasks import SPLITS, SplitName
 from manyskills.training import baselines
+from manyskills.training.answer_rows import AnswerRows
 from manyskills.training.card import write_card
+from manyskills.training.forward import Sources
 from manyskills.training.loop import Announce, Trainer
 from manyskills.training.measuring import Watcher
 from manyskills.training.optimizer import require_optimizer
@@ -43,6 +47,7 @@ from manyskills.training.run_folder import RunFolder, data_digests
 from manyskills.training.systems import SplitScores, baseline_scores, module_scores, task_best_scores
 from manyskills.training.teachers import find_teachers, teach
 from manyskills.training.tracking import Tracker, build_tracker, require_trackers
+from manyskills.training.validation import names_with_heads
 from manyskills.training.vectors import BackboneVectors, PrecomputedVectors
 
 VECTORS_FILE = "vectors.safetensors"
@@ -88,9 +93,12 @@ def train(
     if stored_as(config).quantize:
         require_extra("bitsandbytes", "quant")
     folder.check(config, resume=resume, overwrite=overwrite)
-    model, prepared = load_inputs(config, processes.device)
+    saved_frames = _frames_so_far(folder) if resume else None
+    model, prepared = load_inputs(config, processes.device, saved_frames=saved_frames)
     for name, truncation in prepared.truncation.items():
         announce(f"{name}: {truncation.sentence()}")
+    for name, truncation in prepared.answers_cut.items():
+        announce(f"{name}, answers: {truncation.sentence()}")
     taught = teach(config, prepared, processes, announce)
     _open(folder, config, prepared, processes, resume=resume, overwrite=overwrite)
     base = begin(config, model, prepared, folder, processes, announce)
@@ -120,11 +128,29 @@ def _open(
         raise UserError(problem[0] or "", problem[1])
 
 
+def _frames_so_far(folder: RunFolder) -> Frames | None:
+    """What stands around sources and answers in a run that is continued: as it was, whatever a template says by now."""
+    last = complete_folder(folder.last)
+    return None if last is None or saved_step(last) is None else read_tasks_file(last).prompts
+
+
 def load_inputs(
-    config: TrainConfig, device: torch.device, splits: Sequence[SplitName] = SPLITS
+    config: TrainConfig,
+    device: torch.device,
+    splits: Sequence[SplitName] = SPLITS,
+    *,
+    saved_frames: Frames | None = None,
 ) -> tuple[MultiTaskModel, Prepared]:
-    """The model at step 0 and all data: whatever is wrong with them is found here, before a file is written."""
+    """The model at step 0 and all data: whatever is wrong with them is found here, before a file is written.
+
+    Args:
+        config: The run.
+        device: Where it will train.
+        splits: Which to read.
+        saved_frames: Of the run that is continued; None: made from the tasks' instructions.
+    """
     refuse_useless_options(config)
+    refuse_what_cannot_write(config)
     find_teachers(config)
     rows = read_tasks(config, splits)
     for name, task in config.tasks.items():
@@ -132,11 +158,31 @@ def load_inputs(
         if task.rename_identifiers:
             rows["train"][name] = rename_some(part, task.rename_identifiers, config.seed)
     model = build_model(config, device)
-    positions = model.architecture.max_positions
-    prepared = prepare(rows, config.tasks, config.max_length, model.tokenizer, model.template, positions, model.routes)
-    refuse_one_label(prepared.examples["train"])
+    prepared = prepare(
+        rows, config.tasks, config.max_length, model.tokenizer, model.template, model.architecture.max_positions,
+        model.routes, family=model.architecture.family, saved_frames=saved_frames,
+    )  # fmt: skip
+    model.frames = prepared.frames
+    refuse_one_label(prepared.all_examples("train"))
     set_class_balance(model, positive_rates(prepared.examples["train"]))
     return model, prepared
+
+
+def refuse_what_cannot_write(config: TrainConfig) -> None:
+    """Choices that leave a task whose answers are written without anything to learn with.
+
+    Raises:
+        UserError: All of them.
+    """
+    names = [name for name, task in config.tasks.items() if written(name, task)]
+    wrong: list[str] = []
+    if names and config.method.name == "frozen":
+        wrong.append(f"method: frozen trains heads alone, and {', '.join(names)} has none")
+    taught = [name for name in names if config.distillation and name in config.distillation.teachers]
+    if taught:
+        wrong.append(f"distillation.teachers: {', '.join(taught)}: written answers cannot be taught")
+    if wrong:
+        raise UserError("\n".join(wrong), "choose another method, or leave these tasks out")
 
 
 def begin(
@@ -160,7 +206,8 @@ def begin(
 
 
 def _trains_frozen_heads(config: TrainConfig) -> bool:
-    return config.method.name != "frozen" and (config.heads_first or "frozen" in config.baselines)
+    wanted = config.method.name != "frozen" and (config.heads_first or "frozen" in config.baselines)
+    return wanted and bool(names_with_heads(config))
 
 
 def _base_vectors(
@@ -177,7 +224,7 @@ def _base_vectors(
         splits = ["train", "valid"]
     if "untrained" in config.baselines or "frozen" in config.baselines:
         splits = ["test", *splits] if splits else ["test", "valid"]
-    if not splits:
+    if not splits or not names_with_heads(config):
         return None
     tokens = sum(int(prepared.store.lengths_N[prepared.used_texts(split)].sum()) for split in splits)
     announce(f"encoding {tokens:,} tokens ({', '.join(splits)}) with the backbone as it is, for comparison")
@@ -222,17 +269,21 @@ def build_trainer(
     watcher: Watcher | None = None,
 ) -> Trainer:
     """The loop of a run, with the vectors it needs."""
+    cached = config.step_memory == "cached"
     source, encoder = base, None
     if model.trains_backbone or source is None:
         encoder = training_encoder(config, model, prepared.store, announce)
         source = BackboneVectors(
-            model, prepared.store, config.token_budget, cached=config.step_memory == "cached", processes=processes,
-            encoder=encoder,
-        )  # fmt: skip
+            model, prepared.store, config.token_budget, cached=cached, processes=processes, encoder=encoder
+        )
+    answers = None
+    if prepared.prompts is not None:
+        states = AnswerStates(model, prepared.prompts)
+        answers = AnswerRows(states, config.token_budget, cached=cached, processes=processes)
     start = base if METHODS[config.method.name].equal_at_start else None
     return Trainer(
-        config, model, prepared, source, folder, processes, tracker, announce, start=start, encoder=encoder,
-        watcher=watcher,
+        config, model, prepared, Sources(source, answers, processes), folder, processes, tracker, announce,
+        start=start, encoder=encoder, watcher=watcher,
     )  # fmt: skip
 
 

@@ -44,6 +44,22 @@ class TaskGradients:
                 row.add_(part.flatten())
                 self._used[number] = True
 
+    def add_direct(self, task: int, parameter: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Add what a task's loss itself sends to a parameter, not by way of an output.
+
+        Args:
+            task: Number of the row.
+            parameter: One of those given.
+            gradient: Of the task's loss with respect to it.
+        """
+        number = next(n for n, p in enumerate(self.parameters) if p is parameter)
+        self.values_KP[task].split(self._sizes)[number].add_(gradient.flatten())
+        self._used[number] = True
+
+    def row(self, name: str) -> int:
+        """Number of a task's row."""
+        return self.tasks.index(name)
+
     def sum_over(self, processes: Processes) -> None:
         """Sum over all processes, each of which has sent back its share of the chunks."""
         processes.sum(self.values_KP)

@@ -43,11 +43,13 @@ class VectorSource(Protocol):
         ...
 
     def backward(self, gradient_ND: torch.Tensor) -> None:
-        """Add to the gradients of the shared module what this gradient of the vectors means."""
+        """Add to the gradients of the shared module what this gradient of the vectors means, for this process's
+        share of the texts."""
         ...
 
-    def backward_by_task(self, gradients: Mapping[str, torch.Tensor]) -> TaskGradients:
-        """What each task's gradient of the vectors (N, D) means for the shared module; parameters are left alone."""
+    def backward_by_task(self, gradients: Mapping[str, torch.Tensor], found: TaskGradients) -> None:
+        """Add to each task's row what its gradient of the vectors (N, D) means for the shared module, for this
+        process's share of the texts; parameters are left alone."""
         ...
 
 
@@ -77,7 +79,7 @@ class PrecomputedVectors:
     def backward(self, gradient_ND: torch.Tensor) -> None:
         """Nothing trains."""
 
-    def backward_by_task(self, gradients: Mapping[str, torch.Tensor]) -> TaskGradients:
+    def backward_by_task(self, gradients: Mapping[str, torch.Tensor], found: TaskGradients) -> None:
         """Never asked for: there is no shared module."""
         raise NotImplementedError
 
@@ -132,12 +134,11 @@ class BackboneVectors:
             # gradient checkpointing computes layers again in here
             with self.encoder.routed(self._pieces.sequences_S[chunk]):
                 again_BD.backward(gradient_SD[torch.from_numpy(chunk).to(gradient_SD.device)])
-        self.processes.sum_gradients(p for _, p in self.model.shared_parameters())
 
-    def backward_by_task(self, gradients: Mapping[str, torch.Tensor]) -> TaskGradients:
+    def backward_by_task(self, gradients: Mapping[str, torch.Tensor], found: TaskGradients) -> None:
         """The same, each chunk once for each task that uses its texts: once for nearly all."""
         assert self._users_S is not None
-        found = TaskGradients(list(gradients), [p for _, p in self.model.shared_parameters()])
+        rows = [found.row(name) for name in gradients]
         gradients_SD = [spread_gradient(gradient_ND, self._pieces) for gradient_ND in gradients.values()]
         for again_BD, chunk in self._graphs():
             users = int(self._users_S[chunk[0]])
@@ -145,9 +146,7 @@ class BackboneVectors:
             rows_B = torch.from_numpy(chunk).to(again_BD.device)
             with self.encoder.routed(self._pieces.sequences_S[chunk]):
                 for task in tasks:
-                    found.add(task, again_BD, gradients_SD[task][rows_B], keep_graph=task != tasks[-1])
-        found.sum_over(self.processes)
-        return found
+                    found.add(rows[task], again_BD, gradients_SD[task][rows_B], keep_graph=task != tasks[-1])
 
     def _begin(self, unique_N: np.ndarray, seed: int, users_N: np.ndarray | None) -> None:
         self._pieces, self._seed = self.store.pieces(unique_N), seed
