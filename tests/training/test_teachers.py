@@ -18,9 +18,9 @@ from manyskills.errors import UserError
 from manyskills.training import loop, teachers
 from manyskills.training import run as run_module
 from manyskills.training.distillation import annealed
+from manyskills.training.forward import task_losses
 from manyskills.training.plan import make_plan
 from manyskills.training.run import load_inputs, train
-from manyskills.training.forward import task_losses
 from manyskills.training.teachers import find_teachers, rows_to_ask, teach
 from tests.training.helpers import ALONE, CPU, TASKS, small_config
 

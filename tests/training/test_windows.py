@@ -15,10 +15,10 @@ from manyskills.data.text_set import gather
 from manyskills.errors import UserError
 from manyskills.model.encoding import encode_texts
 from manyskills.training import baselines
+from manyskills.training.forward import task_losses
 from manyskills.training.plan import make_plan
 from manyskills.training.processes import Processes
 from manyskills.training.run import train
-from manyskills.training.forward import task_losses
 from manyskills.training.vectors import BackboneVectors
 from tests.conftest import FAMILIES
 from tests.training.helpers import ALONE, CPU, gradients, small_config, warmed_up

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from manyskills.model.answers import AnswerStates
 
 from manyskills.config import UniformConfig
 from manyskills.errors import UserError
+from manyskills.model.answers import AnswerStates
 from manyskills.training.answer_rows import AnswerRows
 from manyskills.training.balancing import build_balancing
 from manyskills.training.forward import Sources
