@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from manyskills.errors import UserError
+from manyskills.studies.runs import read_answers, read_run
 from manyskills.studies.transfer import transfer
 from manyskills.studies.transfer_plot import plot_transfer
 from manyskills.studies.transfer_report import Transfer
@@ -332,3 +333,11 @@ def test_trained_runs(trained_run, backbone_folder, data_dir, tmp_path):
         assert len(facts.cosines) == (3 if facts.measured_steps else 0)
     assert all(found.task in render_markdown(report) for found in report.tasks)
     assert sum("also differ in max_steps (12 against 2), eval_steps (4 against 1)" in n for n in report.notes) == 4
+
+
+def test_texts_are_no_decisions(tmp_path):
+    run = write_run(tmp_path / "run", {"flaky_tests": [0, 1, 1]})
+    found = read_run(run)
+    found.results["tasks"]["flaky_tests"]["kind"] = "generate"
+    with pytest.raises(UserError, match="flaky_tests is answered with texts"):
+        read_answers(found, "flaky_tests")

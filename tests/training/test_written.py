@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from manyskills.config import UniformConfig
+from manyskills.data.sampling import Phase, Sampler
 from manyskills.errors import UserError
 from manyskills.model.answers import AnswerStates
 from manyskills.training.answer_rows import AnswerRows
@@ -15,6 +16,7 @@ from manyskills.training.forward import Sources
 from manyskills.training.processes import Processes
 from manyskills.training.run import load_inputs, train
 from manyskills.training.step import accumulate_gradients, measure_gradients, repeat_losses
+from manyskills.training.teachers import teach
 from manyskills.training.vectors import BackboneVectors
 from tests.training.helpers import ALONE, CPU, small_config, warmed_up
 
@@ -111,14 +113,27 @@ def test_each_tasks_gradient_is_that_of_its_loss_alone(family, method, backbone_
         torch.testing.assert_close(measured.values_KP[measured.row(name)], flat_P, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["learned_softmax", "pcgrad", "gradnorm", "famo"])
-def test_balancing_rules_see_heads_and_written_answers(name, backbone_folder, seven_dir):
-    model, prepared = warmed_up(config("qwen2", backbone_folder, seven_dir, balancing=name))
-    rule = build_balancing(config("qwen2", backbone_folder, seven_dir, balancing=name).balancing, list(SEVEN), 0)
+@pytest.mark.parametrize("name", ["uncertainty", "dwa", "famo", "gls", "pcgrad", "gradnorm"])
+def test_balancing_rules_get_heads_and_written_answers(name, backbone_folder, seven_dir):
+    """A rule sees every task's loss, whichever way the task is answered, and its factors are what counts."""
+    wanted = config("qwen2", backbone_folder, seven_dir, balancing=name)
+    model, prepared = warmed_up(wanted)
+    rule = build_balancing(wanted.balancing, list(SEVEN), 0)
+    seen: list[dict[str, float]] = []
+    for method in ("weigh", "combine"):
+        monkeyed = getattr(rule, method)
+        setattr(rule, method, lambda *given, own=monkeyed: seen.append(given[-1]) or own(*given))
     result, gradients = step(model, prepared, rule=rule)
-    assert set(result.factors) == set(SEVEN)
-    assert all(np.isfinite(factor) for factor in result.factors.values())
-    assert sum(float(g.abs().sum()) for g in gradients.values()) > 0
+    assert seen[0] == pytest.approx(result.scaled_losses if not rule.raw_losses else result.losses, rel=1e-5)
+    assert list(seen[0]) == list(SEVEN) == list(result.factors)
+    if not rule.on_gradients:
+        total: dict[str, torch.Tensor] = {}
+        for task, examples in part(prepared).items():
+            uniform = build_balancing(UniformConfig(), [task], 0)
+            for key, gradient in step(model, prepared, {task: examples}, rule=uniform)[1].items():
+                unit = 1.0 if not rule.raw_losses else result.chances[task]
+                total[key] = total.get(key, 0) + gradient * result.factors[task] * unit
+        close(gradients, total, rtol=1e-3, atol=1e-5)
 
 
 def test_repeated_losses_are_the_steps_own(backbone_folder, seven_dir):
@@ -162,6 +177,19 @@ def test_a_routed_method_gives_each_task_its_own_part(backbone_folder, seven_dir
     joint, _ = step(model, prepared, batch, rule=rule)
     alone = {name: step(model, prepared, {name: examples}, rule=rule)[0] for name, examples in batch.items()}
     assert {name: result.losses[name] for name, result in alone.items()} == pytest.approx(joint.losses, rel=1e-4)
+
+
+def test_a_teacher_of_one_task_beside_a_written_one(backbone_folder, seven_dir, trained_run):
+    tasks = {"defect_detection": {"head_dropout": 0.0}, "code_translation": {"max_new_tokens": 32}}
+    teachers = {"teachers": {"defect_detection": str(trained_run.path)}, "weight": 0.5}
+    wanted = config("qwen2", backbone_folder, seven_dir, tasks=tasks, distillation=teachers)
+    _, prepared = load_inputs(wanted, CPU)
+    taught = teach(wanted, prepared, ALONE, lambda _: None)
+    teaching = taught.examples["train"]["defect_detection"].teaching
+    drawn = Sampler(taught.all_examples("train"), wanted.sampling, wanted.batch_size, wanted.seed)
+    for number in range(wanted.max_steps):
+        rows = drawn.rows_at(number, [Phase(0, tuple(tasks))])["defect_detection"]
+        assert (teaching.rows_E[rows] >= 0).all()
 
 
 def test_a_frozen_backbone_cannot_write(backbone_folder, seven_dir):

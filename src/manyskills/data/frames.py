@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from manyskills.config import TaskConfig
 from manyskills.data.tokens import read_template
 from manyskills.data.variants import chosen_variants
@@ -18,6 +20,7 @@ from manyskills.errors import UserError, did_you_mean
 from manyskills.tasks import Kind, Task, get_task
 
 SOURCE = "source"
+_OTHER_TEMPLATE = "choose another backbone, or remove chat_template from its tokenizer"
 MARKS = ("5f1c0a9e", "c27e64d8")
 """Stand in for the sources while a chat template is filled in: no template changes letters and digits."""
 
@@ -162,13 +165,16 @@ def _in_chat(pieces: Sequence[str], tokenizer: Any) -> list[str]:
     """The pieces of a conversation whose only message is the instruction, up to where the answer begins."""
     marks = MARKS[: len(pieces) - 1]
     content = pieces[0] + "".join(mark + piece for mark, piece in zip(marks, pieces[1:], strict=True))
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True, **TEMPLATE_VARIABLES
-    )
+    message = [{"role": "user", "content": content}]
+    try:
+        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, **TEMPLATE_VARIABLES)
+    except (TemplateError, ValueError) as error:
+        what = f"the backbone's chat template cannot be filled in: {str(error).splitlines()[0]}"
+        raise UserError(what, _OTHER_TEMPLATE) from error
     found = re.split("|".join(marks), text)
     if len(found) != len(pieces):
         what = "the backbone's chat template does not keep a message as it is"
-        raise UserError(what, "choose another backbone, or remove chat_template from its tokenizer")
+        raise UserError(what, _OTHER_TEMPLATE)
     return found
 
 

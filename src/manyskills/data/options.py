@@ -21,6 +21,25 @@ def refuse_useless_options(config: TrainConfig) -> None:
         raise UserError("\n".join(wrong), "leave these keys out")
 
 
+def refuse_what_cannot_write(config: TrainConfig) -> None:
+    """Choices that leave a task whose answers are written, or heads that there are none of, without anything to learn.
+
+    Raises:
+        UserError: All of them.
+    """
+    names = [name for name, task in config.tasks.items() if written(name, task)]
+    wrong: list[str] = []
+    if names and config.method.name == "frozen":
+        wrong.append(f"method: frozen trains heads alone, and {', '.join(names)} has none")
+    taught = [name for name in names if config.distillation and name in config.distillation.teachers]
+    if taught:
+        wrong.append(f"distillation.teachers: {', '.join(taught)}: written answers cannot be taught")
+    if wrong:
+        raise UserError("\n".join(wrong), "choose another method, or leave these tasks out")
+    if config.heads_first and len(names) == len(config.tasks):
+        raise UserError("heads_first: no task of this run has a head", "leave heads_first out")
+
+
 def _useless(name: str, task: TaskConfig) -> Iterator[tuple[str, str]]:
     """The keys of one task that change nothing, with the reason."""
     kind = get_task(name).kind

@@ -118,15 +118,13 @@ def _refuse_no_room(
         return
     which = f" of {variant}" if variant else ""
     positions = reader.max_positions
-    kept = (
-        f" ({positions} positions less {answer_limit} for the answer)"
-        if positions and limit < reader.max_length
-        else ""
-    )
+    bounded = positions is not None and limit == positions - answer_limit
+    kept = f" ({positions} positions less {answer_limit} for the answer)" if bounded else ""
+    shorter = f"lower tasks.{name}.max_new_tokens, or " if get_task(name).kind is Kind.GENERATE else ""
     raise UserError(
         f"tasks.{name}: the instruction{which} takes {frame.length} tokens, and a prompt may have {limit}{kept}: "
         "no room for the text to read",
-        f"raise max_length, lower tasks.{name}.max_new_tokens, or set a shorter tasks.{name}.prompt",
+        f"raise max_length where the backbone allows it, {shorter}set a shorter tasks.{name}.prompt",
     )
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 
 from manyskills.config import TaskConfig
@@ -82,7 +84,7 @@ def token_losses(
         add: Sums a tensor over the processes.
     """
     model.eval()
-    states = AnswerStates(model, store)
+    states = AnswerStates(model, replace(store, learnt_S=np.zeros(len(store), dtype=bool)))  # whatever training learns
     return {name: _token_loss(states, part, token_budget, share, add) for name, part in examples.items()}
 
 
@@ -92,8 +94,7 @@ def _token_loss(
     total = torch.zeros(1, dtype=torch.float64)
     for chunk in states.plan(part.prompts_E, token_budget)[share[0] :: share[1]]:
         prompts_B = part.prompts_E[chunk]
-        with states.routed(prompts_B):
-            rows_RH = states(prompts_B)
+        rows_RH = states(prompts_B)
         targets_R = torch.from_numpy(states.targets(prompts_B)).to(rows_RH.device)
         total += token_loss(states.model, rows_RH, targets_R).double().cpu()
     return add(total).item() / max(int(states.counts(part.prompts_E).sum()), 1)

@@ -18,7 +18,7 @@ from manyskills.errors import UserError
 from manyskills.evaluation.bootstrap import Floats
 from manyskills.evaluation.paired import decision_parts, rank_parts, run_values
 from manyskills.evaluation.results import METRIC_LABELS
-from manyskills.tasks import SPLITS
+from manyskills.tasks import SPLITS, Kind
 from manyskills.training.run_folder import RunFolder
 
 RESTORE = "restore the file, or train again"
@@ -132,8 +132,14 @@ def read_answers(run: FinishedRun, task: str) -> RowAnswers:
     """Answers for the test rows, decided at the run's own threshold.
 
     Raises:
-        UserError: The file is missing or broken, names a row twice, or does not give the value of results.json.
+        UserError: The task's answers are texts, or the file is missing or broken, names a row twice, or does not give
+            the value of results.json.
     """
+    if run.results["tasks"][task].get("kind") == Kind.GENERATE:
+        what = (
+            f"{run.path}: {task} is answered with texts, and decisions and ranks are what is compared here row by row"
+        )
+        raise UserError(what, "compare runs without it; results.json has its metrics with intervals")
     path = RunFolder(run.path).predictions / f"{task}.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -192,7 +192,7 @@ def _saved_bytes(model: MultiTaskModel, tokens: int, *, bf16: bool) -> int:
     mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device="meta") if decoder else None
     model.train()
     route_B = torch.zeros(1, dtype=torch.long, device="meta")
-    with model.routed(route_B), _saved_storages(model) as saved, AutocastWithoutDevice() if bf16 else nullcontext():
+    with model.routed(route_B), saved_storages(model) as saved, AutocastWithoutDevice() if bf16 else nullcontext():
         states = model.states(PaddedChunk(ids_BT, mask))
     total = sum(storage.nbytes() for storage in saved.values())
     del states
@@ -200,7 +200,7 @@ def _saved_bytes(model: MultiTaskModel, tokens: int, *, bf16: bool) -> int:
 
 
 @contextmanager
-def _saved_storages(model: MultiTaskModel) -> Iterator[dict[int, torch.UntypedStorage]]:
+def saved_storages(model: MultiTaskModel) -> Iterator[dict[int, torch.UntypedStorage]]:
     """Within it, collects what autograd saves besides the backbone's own weights."""
     weights = {p.untyped_storage()._cdata for p in model.backbone.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}

@@ -13,7 +13,15 @@ import numpy as np
 
 from manyskills.config import TrainConfig, last_layers
 from manyskills.data.activation_store import STATE_BYTES, different_tokens
-from manyskills.data.preparation import Prepared, Truncation, prepare, read_tasks, synthetic_tasks
+from manyskills.data.options import refuse_useless_options, refuse_what_cannot_write
+from manyskills.data.preparation import (
+    Prepared,
+    Truncation,
+    prepare,
+    read_tasks,
+    refuse_one_label,
+    synthetic_tasks,
+)
 from manyskills.data.prompted import PromptExamples
 from manyskills.data.sampling import Phase, Sampler
 from manyskills.data.text_set import Examples, gather
@@ -93,9 +101,11 @@ def make_plan(config: TrainConfig) -> Plan:
     Raises:
         UserError: Whatever would stop the run.
     """
+    refuse_useless_options(config)
+    refuse_what_cannot_write(config)
     place = Place.of(config)
     backbone = load_backbone(stored_as(config), weights=False, language_head=writes(config))
-    (backbone.language_model or backbone.model).to(place.stored(backbone.config))
+    (backbone.language_model or backbone.model).to(dtype=place.stored(backbone.config))  # pyright: ignore[reportCallIssue]
     saved = saved_bytes(backbone.model) if backbone.config.quantize else 0
     model = MultiTaskModel(backbone, config.method, config.tasks)
     choose_attention(model, config.attention)
@@ -109,6 +119,7 @@ def make_plan(config: TrainConfig) -> Plan:
         rows, config.tasks, config.max_length, model.tokenizer, model.template, positions, model.routes,
         family=model.architecture.family,
     )  # fmt: skip
+    refuse_one_label(prepared.all_examples("train"))
     schedule = Schedule.of(config, sum(len(part) for part in prepared.all_examples("train").values()))
     steps = _look_at_steps(config, model, prepared, schedule.total, place)
     method = _method_facts(config, model)

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from manyskills.config import TrainConfig
-from manyskills.data.frames import Frames, written
-from manyskills.data.options import refuse_useless_options
+from manyskills.data.frames import Frames
+from manyskills.data.options import refuse_useless_options, refuse_what_cannot_write
 from manyskills.data.preparation import (
     Prepared,
     positive_rates,
@@ -86,8 +86,8 @@ def train(
     if resume and folder.finished and not overwrite:
         folder.refuse_changes(config)
         announce(f"{folder.path} is finished already")
-        written = folder.results_file.read_text(encoding="utf-8") if processes.is_main else "{}"
-        return Run(folder.path, json.loads(written))
+        content = folder.results_file.read_text(encoding="utf-8") if processes.is_main else "{}"
+        return Run(folder.path, json.loads(content))
     require_trackers(config)
     require_optimizer(config, processes.device)
     if stored_as(config).quantize:
@@ -166,23 +166,6 @@ def load_inputs(
     refuse_one_label(prepared.all_examples("train"))
     set_class_balance(model, positive_rates(prepared.examples["train"]))
     return model, prepared
-
-
-def refuse_what_cannot_write(config: TrainConfig) -> None:
-    """Choices that leave a task whose answers are written without anything to learn with.
-
-    Raises:
-        UserError: All of them.
-    """
-    names = [name for name, task in config.tasks.items() if written(name, task)]
-    wrong: list[str] = []
-    if names and config.method.name == "frozen":
-        wrong.append(f"method: frozen trains heads alone, and {', '.join(names)} has none")
-    taught = [name for name in names if config.distillation and name in config.distillation.teachers]
-    if taught:
-        wrong.append(f"distillation.teachers: {', '.join(taught)}: written answers cannot be taught")
-    if wrong:
-        raise UserError("\n".join(wrong), "choose another method, or leave these tasks out")
 
 
 def begin(

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from manyskills.config import DistillationConfig, TrainConfig
+from manyskills.data.frames import written
 from manyskills.data.preparation import Prepared, prepare
+from manyskills.data.prompted import PromptExamples
 from manyskills.data.rows import SplitRows
 from manyskills.data.sampling import Phase, Sampler
 from manyskills.data.text_set import Examples, Teaching, gather
@@ -50,6 +52,9 @@ def find_teachers(config: TrainConfig) -> dict[str, Path]:
         if name not in known:
             what = f"{place}: the run in {given} was not trained on {name}, only on {', '.join(known)}"
             raise UserError(what, f"give a run of {name}, or leave this teacher out")
+        if written(name, known[name]):
+            what = f"{place}: the run in {given} answers {name} in words, and what heads say is learnt"
+            raise UserError(what, f"give a run in which {name} has a head, or leave this teacher out")
     return found
 
 
@@ -71,7 +76,7 @@ def teach(config: TrainConfig, prepared: Prepared, processes: Processes, announc
     teachers = find_teachers(config)
     if config.distillation is None:
         return prepared
-    asked = rows_to_ask(config, prepared.examples["train"], list(teachers))
+    asked = rows_to_ask(config, prepared.all_examples("train"), list(teachers))
     train = dict(prepared.examples["train"])
     for name, folder in teachers.items():
         rows_A, part = asked[name], prepared.rows["train"][name]
@@ -81,7 +86,9 @@ def teach(config: TrainConfig, prepared: Prepared, processes: Processes, announc
     return replace(prepared, examples={**prepared.examples, "train": train})
 
 
-def rows_to_ask(config: TrainConfig, train: Mapping[str, Examples], names: list[str]) -> dict[str, np.ndarray]:
+def rows_to_ask(
+    config: TrainConfig, train: Mapping[str, Examples | PromptExamples], names: list[str]
+) -> dict[str, np.ndarray]:
     """Numbers of the rows of these tasks that the run may draw, ascending.
 
     A task draws most if it is left alone at the first validation that can end the others.
