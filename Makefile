@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
-BENCHMARKS = training_step activation_cache pair_scoring search_ranks encoding four_skills step_memory growth balancing_cost cross_entropy_memory
+BENCHMARKS = training_step activation_cache pair_scoring search_ranks encoding four_skills step_memory growth balancing_cost cross_entropy_memory generation
+BENCHMARKS_WITH_DATA = real_size_plans writing_training
 
 .PHONY: demo test bench clean
 
@@ -24,7 +25,7 @@ test: $(STAMP)  ## lint, types and tests
 
 bench: $(STAMP)  ## every claim of speed, measured (DATA=folder with one folder a task; else mined): benchmarks/results/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
-	for name in $(BENCHMARKS); do \
+	for name in $(BENCHMARKS) $(if $(DATA),$(BENCHMARKS_WITH_DATA)); do \
 		$(BIN)/python benchmarks/$$name.py $(if $(DATA),--data "$(DATA)") || exit 1; \
 	done
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from manyskills.config import TrainConfig
+from manyskills.config import FullConfig, TrainConfig
 from manyskills.config.file import load_config
 from manyskills.evaluation.plots import PALETTE
 from manyskills.model.backbones import quiet
@@ -32,7 +32,7 @@ from measuring import Table, benchmark_parser, machine, own_cache, write_report
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TASKS = ("code_generation", "code_summarization", "code_translation")
 
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "0.5b": {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "intermediate_size": 4864},
     "1.5b": {"hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "intermediate_size": 8960},
     "3b": {"hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "intermediate_size": 11008},
@@ -81,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def runs(*, quick: bool) -> Iterator[tuple[str, list[str]]]:
     """Which configurations: a file of examples/ and what is changed in it."""
     yield "mt_qlora", []
+    yield "mt_qlora", ["gradient_checkpointing=true"]
     for task in TASKS[-1:] if quick else TASKS:
         yield "mt_qlora", [f"tasks=[{task}]"]
     yield "mt_qlora_study", []
@@ -103,8 +104,11 @@ def planned(name: str, of_size: str, backbone: str, data: Path, overrides: Seque
 
 
 def label(name: str, config: TrainConfig) -> str:
-    """The file's name, and the task where it is one alone."""
-    return name if len(config.tasks) > 1 else f"{name}, {next(iter(config.tasks))} alone"
+    """The file's name, and what was changed in it."""
+    if len(config.tasks) == 1:
+        return f"{name}, {next(iter(config.tasks))} alone"
+    checkpointed = config.gradient_checkpointing and not isinstance(config.method, FullConfig)
+    return f"{name}, layers checkpointed" if checkpointed else name
 
 
 def make_backbones(folder: Path, sizes: Sequence[str], data: Path, *, quick: bool) -> Path:

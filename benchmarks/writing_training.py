@@ -60,7 +60,7 @@ class Size:
         steps: That are measured.
     """
 
-    shape: dict[str, int]
+    shape: dict[str, Any]
     words: int
     batch_size: int = 32
     steps: int = 2
@@ -78,7 +78,7 @@ SIZES = {
     "1.5b": Size(SHAPES["1.5b"] | {"vocab_size": VOCABULARY}, 32_000, steps=8),
 }  # fmt: skip
 QUICK = Size(
-    {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}, 600, batch_size=6,
+    {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}, 600, batch_size=9,
     steps=1,
 )  # fmt: skip
 
@@ -232,8 +232,9 @@ def random_network(size: Size, folder: Path, data: Path) -> str:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     tokenizer = chat_tokenizer(data, size.words)
+    shape: dict[str, Any] = {"num_key_value_heads": 2, "vocab_size": len(tokenizer)} | size.shape
     config = Qwen2Config(
-        **({"num_key_value_heads": 2, "vocab_size": len(tokenizer)} | size.shape), max_position_embeddings=2048,
+        **shape, max_position_embeddings=2048,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6}, tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip

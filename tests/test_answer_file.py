@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -88,8 +89,35 @@ def test_digests(tmp_path):
     (tmp_path / "tasks.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"1")
     (tmp_path / "README.md").write_text("a")
-    before = module_digest(tmp_path)
+    before = module_digest(tmp_path, "some/backbone")
     (tmp_path / "README.md").write_text("b")
-    assert module_digest(tmp_path) == before
+    assert module_digest(tmp_path, "some/backbone") == module_digest(tmp_path, str(tmp_path)) == before
     (tmp_path / "adapter_model.safetensors").write_bytes(b"2")
-    assert module_digest(tmp_path) != before
+    assert module_digest(tmp_path, "some/backbone") != before
+
+
+def test_a_backbone_that_was_pretrained_again_is_another_module(tmp_path):
+    module, backbone = tmp_path / "module", tmp_path / "backbone"
+    for folder in (module, backbone):
+        folder.mkdir()
+    (module / "tasks.json").write_text("{}")
+    (backbone / "model.safetensors").write_bytes(bytes(100))
+    (backbone / "tokenizer.json").write_text("{}")
+    digests = {module_digest(module, str(backbone))}
+    (backbone / "model.safetensors").write_bytes(bytes(99) + b"1")
+    digests.add(module_digest(module, str(backbone)))
+    (backbone / "tokenizer.json").write_text("[]")
+    digests.add(module_digest(module, str(backbone)))
+    (backbone / "README.md").write_text("x")
+    digests.add(module_digest(module, str(backbone)))
+    assert len(digests) == 3
+
+
+def test_what_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+    for path in (tmp_path / ("x" * 300), Path("/proc/nowhere/a.jsonl")):
+        with pytest.raises(UserError, match="cannot write"):
+            started(path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is a folder"):
+        started(Path(), overwrite=True)
+    assert not list(tmp_path.iterdir())

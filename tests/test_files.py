@@ -137,7 +137,7 @@ def test_a_failing_second_rename_puts_the_old_folder_back(tmp_path, monkeypatch)
         real(source, destination)
 
     monkeypatch.setattr(os, "rename", rename)
-    with pytest.raises(OSError, match="input/output"):
+    with pytest.raises(UserError, match="best: input/output"):
         replace_folder_atomically(fill("new"), target)
     assert content(target) == {"old"}
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
@@ -170,6 +170,17 @@ def test_a_file_where_a_folder_should_be(tmp_path):
     with pytest.raises(UserError, match="cannot write"):
         write_atomically(tmp_path / "best" / "a.txt", "x")
     assert (tmp_path / "best").read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOENT, errno.EIO, errno.ENAMETOOLONG])
+def test_what_the_system_refuses_is_one_sentence_with_the_place(number, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(UserError, match=rf"cannot write .*a\.txt: {os.strerror(number)}"):
+        write_atomically(tmp_path / "a.txt", "x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_stale_temporaries_of_dead_processes_only(tmp_path):

@@ -61,7 +61,7 @@ class WritingWork:
 
     config: TrainConfig
     prepared: Prepared
-    drawn: list[Batch]
+    drawn: Sequence[Batch]
     steps: int
     device: torch.device
 
@@ -184,7 +184,7 @@ class WritingTrainer:
     ) -> None:
         self.work, self.peer, self.collate = work, peer, Padding(peer.pad_id, padded_to)
         rows_a_step = len(prompts_of(work.batches[0]))
-        self.rows = [row for batch in work.batches for row in written_rows(batch, work.store)]
+        self.rows: list[Any] = [row for batch in work.batches for row in written_rows(batch, work.store)]
         if by_length:
             all_rows: Any = [row for batch in work.drawn for row in written_rows(batch, work.store)]
             self.rows = grouped(all_rows, MICRO_BATCH, len(self.rows) // MICRO_BATCH)

@@ -42,13 +42,22 @@ def rows_digest(rows: Sequence[Row], sources: Mapping[str, str]) -> str:
     return whole.hexdigest()
 
 
-def module_digest(folder: Path) -> str:
-    """sha256 of a trained module's files: its tasks and its weights."""
+def module_digest(folder: Path, backbone: str) -> str:
+    """sha256 of a trained module's files (its tasks and its weights) and of its backbone's.
+
+    Args:
+        folder: The module.
+        backbone: A folder, whose weights and tokenizer count; or a name on the hub, whose files nobody changes in
+            place. All bytes are read: it takes less time than loading them.
+    """
+    files = [path for path in folder.iterdir() if path.name == "tasks.json" or path.suffix == ".safetensors"]
+    local = Path(backbone)
+    if local.is_dir() and not local.samefile(folder):  # an exported module is its own backbone
+        files += [path for path in local.iterdir() if path.suffix in (".safetensors", ".json")]
     whole = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.name == "tasks.json" or path.suffix == ".safetensors":
-            with path.open("rb") as file:
-                whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    for path in sorted(files):
+        with path.open("rb") as file:
+            whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return whole.hexdigest()
 
 
@@ -63,7 +72,7 @@ class AnswerFile:
 
     def __init__(self, path: Path, options: Mapping[str, Any], samples: int) -> None:
         self.path, self.options, self.samples = path, {"format": FORMAT, **options}, samples
-        self.options_path = path.with_name(f"{path.name}.options.json")
+        self.options_path = path.parent / f"{path.name}.options.json"
         self._lines: dict[str, str] = {}
         self._file: TextIOWrapper | None = None
 
@@ -79,8 +88,12 @@ class AnswerFile:
 
         Raises:
             UserError: The file is there and it was not said what to do with it, or its answers were written with other
-                options, by another module or to other rows.
+                options, by another module or to other rows; or the system refuses to write it.
         """
+        with clear_errors(self.path):
+            return self._open(resume=resume, overwrite=overwrite)
+
+    def _open(self, *, resume: bool, overwrite: bool) -> set[str]:
         if resume and overwrite:
             raise UserError("--resume and --overwrite contradict each other", "leave one of them out")
         if self.path.is_dir():
@@ -94,8 +107,7 @@ class AnswerFile:
         # answers before options: a file without options is never gone on with
         write_atomically(self.path, "".join(self._lines.values()))
         write_atomically(self.options_path, json.dumps(self.options, indent=2) + "\n")
-        with clear_errors(self.path):
-            self._file = self.path.open("a", encoding="utf-8", newline="\n")
+        self._file = self.path.open("a", encoding="utf-8", newline="\n")
         return set(self._lines)
 
     def add(self, row: Row, answers: Sequence[str]) -> None:

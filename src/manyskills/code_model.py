@@ -9,51 +9,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manyskills.asking import Asked, ask, decoding_for
+from manyskills.asking import Asked, decoding_for
 from manyskills.config import TrainConfig
-from manyskills.data.finding import task_folder
-from manyskills.data.long_texts import ReadingRule, refused_texts
-from manyskills.data.preparation import Prepared, prepare, task_source
-from manyskills.data.problems import RowProblems
 from manyskills.data.prompted import PromptExamples, PromptStore
-from manyskills.data.prompts import PromptReader, written
-from manyskills.data.reading import check_rows, read_split
-from manyskills.data.rows import SplitRows
+from manyskills.data.prompts import written
+from manyskills.data.reading import check_rows
 from manyskills.data.text_set import Examples, gather
-from manyskills.data.tokens import Template, TextTable, TokenStore, tokenize
+from manyskills.data.tokens import TokenStore
 from manyskills.errors import UserError, did_you_mean
 from manyskills.model.decoding.options import Decoding, Stop
-from manyskills.saved import SavedTasks
+from manyskills.row_reader import RowReader
 from manyskills.tasks import SPLITS, Kind, SplitName, Task, get_task
 
 if TYPE_CHECKING:
     from manyskills.evaluation.answers import Outputs
     from manyskills.evaluation.scores import TaskScores
-
-
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """How texts become token sequences.
-
-    Attributes:
-        tokenizer: Has a `backend_tokenizer` of the tokenizers library.
-        template: Its special tokens.
-        max_positions: Tokens that the network can take at most.
-        routes: By task, which part of a routed module reads its texts.
-        family: Of the backbone.
-    """
-
-    tokenizer: Any
-    template: Template
-    max_positions: int | None
-    routes: Mapping[str, int]
-    family: str = "encoder"
 
 
 class CodeModel(ABC):
@@ -66,9 +41,9 @@ class CodeModel(ABC):
         folder: Where it was loaded from.
     """
 
-    def __init__(self, saved: SavedTasks, folder: Path, reader: Reader, vector_size: int) -> None:
+    def __init__(self, reader: RowReader, folder: Path, vector_size: int) -> None:
+        saved = reader.saved
         self._config, self._reader, self._vector_size = saved.config, reader, vector_size
-        self._frames = saved.prompts
         self.tasks: dict[str, Task] = {name: get_task(name) for name in saved.config.tasks}
         self.thresholds, self.synthetic, self.folder = dict(saved.thresholds), dict(saved.synthetic), folder
 
@@ -134,7 +109,7 @@ class CodeModel(ABC):
         if not rows:
             return np.empty(0)
         if self.writes(task):
-            return self._choose(self._ask(task, rows, None, 0))
+            return self._choose(self._reader.prompts(task, rows))
         checked = check_rows(known, rows, labels_required=False)
         texts = [tuple(row[name] for name in known.inputs) for row in checked]
         places = [
@@ -196,7 +171,8 @@ class CodeModel(ABC):
         )  # fmt: skip
         if not rows:
             return []
-        answers = self._write(self._ask(task, rows, variant, decoding.max_new_tokens), decoding, done)
+        asked = self._reader.prompts(task, rows, variant=variant, max_new_tokens=decoding.max_new_tokens)
+        answers = self._write(asked, decoding, done)
         return answers if samples > 1 else [only for (only,) in answers]
 
     def encode(self, texts: Sequence[str], *, task: str | None = None) -> np.ndarray:
@@ -283,8 +259,8 @@ class CodeModel(ABC):
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r}", f"known are: {', '.join(SPLITS)}")
         names = list(self.tasks if tasks is None else tasks)
-        rows = {name: self._read(name, data, split, limit) for name in names}
-        prepared = self._prepare(split, rows)
+        rows = {self.require(name).name: self._reader.split(name, data, split, limit) for name in names}
+        prepared = self._reader.prepared(split, rows)
         found: dict[str, Outputs] = {}
         if examples := prepared.examples[split]:
             vectors_ND = self._evaluation_vectors(prepared.store, gather(examples).unique_N)
@@ -326,16 +302,7 @@ class CodeModel(ABC):
     def variants(self, task: str) -> list[str]:
         """Languages or directions of a generating task that the module was trained on; none of another task."""
         known = self.require(task)
-        return list(self._frames.get(task, {})) if known.kind is Kind.GENERATE else []
-
-    def _ask(self, task: str, rows: Sequence[Mapping[str, Any]], variant: str | None, max_new_tokens: int) -> Asked:
-        """The prompts of rows, with room for as long an answer as was trained for, or for a longer one."""
-        config, reader = self._config.tasks[task], self._reader
-        config = config.model_copy(update={"max_new_tokens": max(max_new_tokens, config.max_new_tokens)})
-        prompts = PromptReader(
-            reader.tokenizer, reader.family, self._config.max_length, reader.max_positions, reader.routes
-        )
-        return ask(self.tasks[task], rows, config, prompts, self._frames, variant=variant)
+        return list(self._reader.saved.prompts.get(task, {})) if known.kind is Kind.GENERATE else []
 
     def _through_head(self, task: str | None) -> bool:
         """Whether `encode` gives what the task's head makes of a vector.
@@ -360,54 +327,8 @@ class CodeModel(ABC):
         self, task: str | None, rows: Sequence[tuple[str, ...]], places: Sequence[str]
     ) -> tuple[Examples, np.ndarray]:
         """Unique texts once; the examples index them; `places` are the rows' names in messages."""
-        rule = self._reading_rule(task)
-        table = TextTable()
-        # `encode` reads the texts of a joint pair alone
-        parts = [[(row[0], row[1])] if rule.joint and len(row) == 2 else list(row) for row in rows]
-        texts_EK = np.asarray([[rule.add(part, table) for part in row] for row in parts], dtype=np.int64)
-        store = tokenize(table.entries, self._reader.tokenizer, self._reader.template, use_cache=False)
-        examples = Examples(get_task(task or next(iter(self.tasks))), texts_EK, None)
-        problems = RowProblems()
-        for row, message in refused_texts(store, examples, rule):
-            problems.add(places[row], message)
-        problems.raise_if_any("the module was trained with long=error, which refuses longer texts; shorten them")
-        return examples, self._encode(store, np.unique(texts_EK))
-
-    def _reading_rule(self, task: str | None) -> ReadingRule:
-        """How texts are read: as the task does; without one, up to the run's limit and as all tasks do, or else cut."""
-        positions, limit = self._reader.max_positions, self._config.max_length
-        if task is not None:
-            return ReadingRule.of(task, self._config.tasks[task], limit, positions, self._reader.routes[task])
-        rule = ReadingRule(limit if positions is None else min(limit, positions))  # a task's own limit may be lower
-        choices = {
-            (config.long, config.window_overlap)
-            for name, config in self._config.tasks.items()
-            if not written(name, config)
-        }
-        if len(choices) != 1:
-            return rule
-        long, overlap = choices.pop()
-        return replace(rule, long=long, window_overlap=overlap)
-
-    def _read(self, name: str, data: str | Path | None, split: SplitName, limit: int | None) -> SplitRows:
-        config = self._config.tasks[self.require(name).name]
-        if data is not None and not Path(data).is_dir():  # else <data>/<task> would be looked for on the hub
-            raise UserError(f"there is no folder {data}", f"it is to hold one folder a task, such as {name}/")
-        task = self.tasks[name]
-        source = str(task_folder(Path(data), task)) if data is not None else task_source(self._config, name)
-        wanted = limit if limit is not None else getattr(config.limit, split)
-        return read_split(
-            task, source, split,
-            columns=config.columns, variants=config.variants, limit=wanted, seed=self._config.seed,
-        )  # fmt: skip
-
-    def _prepare(self, split: SplitName, rows: dict[str, SplitRows]) -> Prepared:
-        tasks = {name: self._config.tasks[name] for name in rows}
-        reader = self._reader
-        return prepare(
-            {split: rows}, tasks, self._config.max_length, reader.tokenizer, reader.template,
-            reader.max_positions, reader.routes, reader.family, self._frames,
-        )  # fmt: skip
+        store, examples = self._reader.texts(task, rows, places)
+        return examples, self._encode(store, np.unique(examples.texts_EK))
 
 
 Done = Callable[[int, list[str]], None]

@@ -28,7 +28,8 @@ def is_no_space(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def clear_errors(path: Path) -> Iterator[None]:
-    """Turn the system's refusals to write `path` into a `UserError`: no space, no permission, a folder in the way."""
+    """Turn the system's refusals to write `path` into a `UserError`: no space, no permission, a folder in the way, a
+    file system that is read-only or broken."""
     try:
         yield
     except UserError:
@@ -37,7 +38,7 @@ def clear_errors(path: Path) -> Iterator[None]:
         if is_no_space(error):
             hint = "free some space, or choose another output_dir, and run again"
             raise UserError(f"no space left on device: {path}", hint) from error
-        if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError | FileExistsError):
+        if isinstance(error, OSError) and error.strerror:  # libraries raise some of their own without a reason
             raise UserError(f"cannot write {path}: {error.strerror}", "choose another place to write to") from error
         raise
 
@@ -48,7 +49,7 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
     Missing parent folders are made. Text is written as UTF-8 without changing line ends.
 
     Raises:
-        UserError: No space left, no permission, or `path` is a folder.
+        UserError: The system refuses: no space left, no permission, `path` is a folder.
     """
     path = Path(path)
     temporary = _temporary(path)
@@ -74,7 +75,7 @@ def replace_folder_atomically(build: Callable[[Path], None], target: str | Path)
         target: The folder to make or to replace.
 
     Raises:
-        UserError: No space left, no permission, or `target` is a file.
+        UserError: The system refuses: no space left, no permission; or `target` is a file.
     """
     target = Path(target)
     temporary, old = _temporary(target), _old(target)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from manyskills.asking import Asked
-from manyskills.code_model import CodeModel, Done, Reader
+from manyskills.code_model import CodeModel, Done
 from manyskills.data.prompted import PromptExamples, PromptStore
 from manyskills.data.text_set import Examples
 from manyskills.data.tokens import TokenStore
@@ -24,6 +24,7 @@ from manyskills.model.encoding import encode_texts
 from manyskills.model.generation import Decoding, answer_probabilities, generate
 from manyskills.model.multitask import MultiTaskModel
 from manyskills.model.vector_cache import cached_vectors, vector_cache
+from manyskills.row_reader import RowReader
 from manyskills.saved import SavedTasks, read_tasks_file
 
 
@@ -38,8 +39,10 @@ class TorchModel(CodeModel):
 
     def __init__(self, model: MultiTaskModel, saved: SavedTasks, folder: Path) -> None:
         architecture = model.architecture
-        reader = Reader(model.tokenizer, model.template, architecture.max_positions, model.routes, architecture.family)
-        super().__init__(saved, folder, reader, architecture.hidden_size)
+        reader = RowReader(
+            saved, model.tokenizer, model.template, architecture.max_positions, model.routes, architecture.family
+        )
+        super().__init__(reader, folder, architecture.hidden_size)
         self._model = model
 
     @classmethod

@@ -47,7 +47,10 @@ def test_eight_bit_moments_are_counted(plans):
 def test_they_are_planned_for_a_gpu(plans):
     for plan in plans.values():
         assert plan["place"] == {"device": "cuda", "bf16": True}
-    assert set(plans) == {"mt_qlora", "mt_qlora, code_translation alone", "mt_qlora_study", "mt_full"}
+    alone, checkpointed = "mt_qlora, code_translation alone", "mt_qlora, layers checkpointed"
+    assert set(plans) == {"mt_qlora", checkpointed, alone, "mt_qlora_study", "mt_full"}
+    kept, again = (plans[name]["memory"]["single_pass"]["activations"] for name in ("mt_qlora", checkpointed))
+    assert again < kept / 5
 
 
 def test_a_trained_output_layer_takes_memory(plans):

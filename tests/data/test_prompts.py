@@ -129,7 +129,9 @@ def test_no_room_is_an_error(build):
         translated(build, [(4, 3)], saved=None, max_length=20)
     with pytest.raises(UserError, match=r"may have 5 \(80 positions less 75 for the answer\): no room") as error:
         translated(build, [(4, 3)], saved=None, options={"max_new_tokens": 75})
-    assert "tasks.code_translation.max_new_tokens" in str(error.value.hint)
+    assert str(error.value.hint).startswith("lower max_new_tokens (tasks.code_translation.max_new_tokens, or --max-new")
+    with pytest.raises(UserError, match=r"has 80 positions for a prompt and its answer, and answers may have 500: no"):
+        translated(build, [(4, 3)], saved=None, options={"max_new_tokens": 500})
     with pytest.raises(UserError, match="max_length: 81 tokens wanted, the backbone reads 80"):
         translated(build, [(4, 3)], max_length=81)
 

@@ -157,6 +157,7 @@ def test_csv_labels_are_text(tmp_path):
         (b'{"code": 7, "label": 1}', "wanted text in column 'code', found 7 (int)"),
         (b'{"label": 1}', "wanted column 'code', found label"),
         (b'{"code": "\\ud800", "label": 1}', "half a surrogate pair at character 0"),
+        (b'{"id": "a\\ud83d", "code": "x", "label": 1}', "column 'id', found half a surrogate pair at character 1"),
         (b"[" * 100_000, "JSON"),
     ],
 )

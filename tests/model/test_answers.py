@@ -117,8 +117,8 @@ def _owners(model: MultiTaskModel, store: PromptStore) -> list[torch.Tensor]:
     lengths_B = torch.from_numpy(states.lengths(EVERYTHING))
     if model.architecture.family == "encoder_decoder":
         prompts, answers = ([read(index) for index in range(len(LENGTHS))] for read in (store.prompt, store.answer))
-        pairs = lay_out(prompts, answers, 0, model.device, hidden_size=32 if states._packed else None)
-        assert (len(pairs.encoder_ids_RE) < len(EVERYTHING)) == states._packed, "rows with several pairs"
+        pairs = lay_out(prompts, answers, 0, model.device, hidden_size=states._packed_size)
+        assert (len(pairs.encoder_ids_RE) < len(EVERYTHING)) == (states._packed_size is not None), "several pairs a row"
         return [pairs.encoder_owners_RE, pairs.decoder_owners_RD]
     examples_B = torch.arange(len(EVERYTHING))
     if model.attention == "unpadded":
@@ -215,13 +215,28 @@ def test_plans_hold_everything_once_within_the_budget(family, method, backbone_f
 
 
 def _cost(states: AnswerStates, indices_B: np.ndarray) -> int:
-    """Tokens, and padding where there is any; rows of several pairs have little."""
-    if states._packed or states.model.attention == "unpadded":
-        return int(states.lengths(indices_B).sum())
+    """Tokens that the network is given, padding included."""
     if not states._pairs:
-        return len(indices_B) * int(states.lengths(indices_B).max())
-    sides = states.store.prompt_lengths_S[indices_B], states.store.answer_lengths_S[indices_B]
-    return len(indices_B) * sum(int(side.max()) for side in sides)
+        lengths_B = states.lengths(indices_B)
+        return int(lengths_B.sum() if states.model.attention == "unpadded" else len(lengths_B) * lengths_B.max())
+    prompts, answers = ([read(index) for index in indices_B] for read in (states.store.prompt, states.store.answer))
+    pairs = lay_out(prompts, answers, 0, states.model.device, hidden_size=states._packed_size)
+    return pairs.encoder_ids_RE.numel() + pairs.decoder_ids_RD.numel()
+
+
+@pytest.mark.parametrize("method", ["lora", "mtl_lora"])
+def test_pairs_that_are_long_on_one_side_only_are_within_the_budget_too(method, backbone_folder):
+    """In one chunk, both sides of every row would be as long as the longest."""
+    generator = np.random.default_rng(0)
+    ends = [(int(length), 10) for length in generator.integers(300, 390, 5)]
+    middles = [(20, int(length)) for length in generator.integers(300, 390, 5)]
+    model = writing_model(backbone_folder("t5"), method)
+    states = AnswerStates(model, prompt_store([*ends, *middles], model))
+    assert states.lengths(np.arange(10)).sum() < 3900 < _cost(states, np.arange(10))
+    assert states.chunk_tokens(np.arange(10)) == _cost(states, np.arange(10))
+    plan = states.plan(np.arange(10), 3900, "cuda")
+    assert sorted(np.concatenate(plan)) == list(range(10))
+    assert max(_cost(states, chunk) for chunk in plan) <= 3900
 
 
 def test_a_chunk_on_a_cpu_stays_small(backbone_folder):

@@ -139,6 +139,47 @@ def test_every_backward_pass_gives_the_same():
     assert torch.equal(first, second)
 
 
+def test_what_the_sum_is_multiplied_by_is_not_rounded():
+    """Each gradient of a task would be off by the same part: bfloat16 makes 1/1358.4 of 1/1361."""
+    _assert_factor_is_exact(torch.device("cpu"))
+
+
+def _assert_factor_is_exact(device: torch.device) -> None:
+    torch.manual_seed(0)
+    rows_RH = torch.randn(400, HIDDEN, device=device).bfloat16().requires_grad_()
+    weight_VH = torch.randn(VOCABULARY, HIDDEN, device=device).bfloat16().requires_grad_()
+    targets_R = torch.randint(VOCABULARY, (400,), device=device)
+    total, _ = linear_cross_entropy(rows_RH, weight_VH, targets_R)
+    of_sum = _gradients(total, rows_RH, weight_VH)
+    total, _ = linear_cross_entropy(rows_RH, weight_VH, targets_R)
+    of_mean = _gradients(total / 1361, rows_RH, weight_VH)
+    for mine, whole in zip(of_mean, of_sum, strict=True):
+        assert mine.dtype == torch.bfloat16
+        kept = whole.double().flatten()
+        factor = torch.dot(mine.double().flatten(), kept) / torch.dot(kept, kept)
+        assert float(factor) == pytest.approx(1 / 1361, rel=5e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_half_precision_on_a_gpu_gives_what_float64_gives_on_the_cpu():
+    rows_RH, weight_VH, bias_V, targets_R = (x.detach().bfloat16() if x.is_floating_point() else x for x in _case())
+    leaves = [x.cuda().requires_grad_() for x in (rows_RH, weight_VH, bias_V)]
+    exact = [x.double().requires_grad_() for x in (rows_RH, weight_VH, bias_V)]
+    for softcap in (None, 3.0):
+        found, losses_R = linear_cross_entropy(
+            leaves[0], leaves[1], targets_R.cuda(), bias_V=leaves[2], softcap=softcap, block_rows=5
+        )
+        expected, _ = linear_cross_entropy(exact[0], exact[1], targets_R, bias_V=exact[2], softcap=softcap)
+        assert found.dtype == losses_R.dtype == torch.float32
+        torch.testing.assert_close(found.double().cpu(), expected, rtol=0.01, atol=0)
+        for mine, theirs in zip(_gradients(found, *leaves), _gradients(expected, *exact), strict=True):
+            assert mine.dtype == torch.bfloat16
+            bound = 0.02 * float(theirs.abs().max())
+            torch.testing.assert_close(mine.double().cpu(), theirs, rtol=0.05, atol=bound)
+    _assert_factor_is_exact(torch.device("cuda"))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_what_the_cpu_gives():

@@ -145,6 +145,20 @@ def test_shares_join_to_the_whole(family, backbone_folder):
     assert all(sum(map(bool, part)) < 9 for part in shares)
 
 
+def test_all_samples_of_a_prompt_are_with_one_process(backbone_folder):
+    model = writer(backbone_folder("qwen2"))
+    texts, decoding = store(prompts(3)), Decoding(4, temperature=1.0, samples=9)
+    whole = generate(model, texts, np.arange(3), decoding, token_budget=10_000)
+    told: dict[int, list[str]] = {}
+    shares = [
+        generate(model, texts, np.arange(3), decoding, token_budget=60, share=(rank, 2), done=told.__setitem__)
+        for rank in range(2)
+    ]
+    assert {len(answers) for part in shares for answers in part} == {0, 9}
+    assert [[answer for part in parts for answer in part] for parts in zip(*shares, strict=True)] == whole
+    assert told == dict(enumerate(whole))
+
+
 @pytest.mark.parametrize("family", ["qwen2", "t5"])
 def test_beams_are_those_of_transformers(family, backbone_folder):
     model = writer(backbone_folder(family), "frozen")
@@ -234,3 +248,37 @@ def test_nothing_asked_and_nobody_to_ask(backbone_folder):
     vars(model)["language_model"] = None
     with pytest.raises(UserError, match="cannot write"):
         generate(model, store(prompts(1)), np.arange(1), Decoding(5), token_budget=9)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("family", ["qwen2", "t5"])
+def test_a_gpu_writes_what_the_cpu_writes(family, backbone_folder):
+    texts = prompts(6)
+    on_cpu, on_gpu = writer(backbone_folder(family)), writer(backbone_folder(family)).cuda()
+    for decoding in (Decoding(9), Decoding(9, num_beams=3), Decoding(9, temperature=0.9, samples=2)):
+        expected = generate(on_cpu, store(texts), np.arange(6), decoding, token_budget=BUDGET)
+        assert generate(on_gpu, store(texts), np.arange(6), decoding, token_budget=BUDGET) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("family", "layout"), [("qwen2", "unpadded"), ("t5", "padded")])
+def test_half_precision_writes_what_is_likeliest_but_for_rounding(family, layout, backbone_folder, monkeypatch):
+    texts, written = prompts(6), []
+    on_cpu, on_gpu = writer(backbone_folder(family)), writer(backbone_folder(family)).cuda().bfloat16()
+    choose_attention(on_gpu, layout)
+    whole = generation._write
+
+    def write(model, prompts, *rest):
+        answers = whole(model, prompts, *rest)
+        written.extend(zip(prompts, answers, strict=True))
+        return answers
+
+    monkeypatch.setattr(generation, "_write", write)
+    generate(on_gpu, store(texts), np.arange(6), Decoding(9), token_budget=BUDGET)
+    assert len(written) == 6 and any(len(answer) == 9 for _, answer in written)
+    for prompt, answer in written:
+        for place, token in enumerate(answer):
+            logits_V = next_logits(on_cpu, prompt, answer[:place])
+            assert logits_V.max() - logits_V[token] < 0.05 * logits_V.abs().max()

@@ -136,13 +136,47 @@ def test_tasks_that_write_need_a_language_model(backbone_folder):
 
 
 def test_another_type_is_tried_out(backbone_folder, monkeypatch):
-    monkeypatch.setattr(language_head, "_TESTED", {"llama"})
+    monkeypatch.setattr(language_head, "TESTED", {"llama"})
     config = BackboneConfig(name=backbone_folder("qwen2"))
     assert load_backbone(config, language_head=True).language_model is not None
     wrong = OutputLayer(torch.randn(300, 32), None)
     monkeypatch.setattr(language_head, "output_layer", lambda _: wrong)
     with pytest.raises(UserError, match="it is not known how a network of type 'qwen2' makes words"):
         load_backbone(config, language_head=True)
+
+
+def test_what_cannot_be_tried_out_is_said(backbone_folder, monkeypatch):
+    """Nothing is missing in its folder."""
+
+    def forward(*_, **__):
+        raise RuntimeError("sizes of tensors must match\nat a place")
+
+    monkeypatch.setattr(language_head, "TESTED", {"llama"})
+    monkeypatch.setattr(transformers.Qwen2Model, "forward", forward)
+    config = BackboneConfig(name=backbone_folder("qwen2"))
+    with pytest.raises(
+        UserError, match=r"'qwen2' cannot be tried out as one that writes: sizes .* match\n  hint: known"
+    ):
+        load_backbone(config, language_head=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "writes"),
+    [
+        (transformers.GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=2, n_positions=80), True),
+        (transformers.MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=4), False),
+    ],
+    ids=["gpt2", "mamba"],
+)
+def test_another_type_must_go_on_behind_padded_prompts(config, writes, backbone_folder, tmp_path):
+    """Mamba keeps its state elsewhere: token by token it would write as if nothing had been read."""
+    load_backbone(BackboneConfig(name=backbone_folder("llama"))).tokenizer.save_pretrained(tmp_path)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    if writes:
+        assert load_backbone(BackboneConfig(name=str(tmp_path)), language_head=True).language_model is not None
+    else:
+        with pytest.raises(UserError, match="a network of type 'mamba' writes other tokens one by one"):
+            load_backbone(BackboneConfig(name=str(tmp_path)), language_head=True)
 
 
 def test_heads_are_for_tasks_with_heads_and_routes_for_all(backbone_folder):
@@ -246,3 +280,28 @@ def test_the_last_layers_alone(backbone_folder):
     assert trunk.problem() is None
     torch.testing.assert_close(states(np.arange(2)), before_RH)
     torch.testing.assert_close(*_logits(model), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("family", ["qwen2", "t5"])
+def test_a_4_bit_backbone_learns_to_write_on_a_gpu(family, retied, data_dir):
+    pytest.importorskip("bitsandbytes")
+    config = _config(retied(family, tied=True), data_dir, "qlora")
+    chosen, losses = np.arange(2), {}
+    for place in ("cpu", "cuda"):
+        model = build_model(config, torch.device(place)).train()
+        states = AnswerStates(model, prompt_store([(5, 3), (9, 4)]))
+        targets_R = torch.from_numpy(states.targets(chosen)).to(model.device)
+        trained = [p for _, p in model.shared_parameters()]
+        optimizer = torch.optim.AdamW(trained, lr=0.02)
+        losses[place] = []
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss = token_loss(model, states(chosen), targets_R)
+            loss.backward()
+            assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
+            optimizer.step()
+            losses[place].append(float(loss.detach()))
+        assert losses[place][-1] < losses[place][0]
+    assert losses["cuda"][0] == pytest.approx(losses["cpu"][0], rel=0.02)

@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from manyskills.config.file import dump_config
+from manyskills.training.processes import Processes
 from manyskills.training.run import train
-from tests.training.helpers import small_config
+from tests.training.helpers import ALONE, CPU, small_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,7 +75,7 @@ def _launch(tmp_path: Path, *arguments: str, count: int = 2) -> list[subprocess.
         )
         for rank in range(count)
     ]  # fmt: skip
-    outputs = [process.communicate(timeout=120) for process in started]
+    outputs = [process.communicate(timeout=300) for process in started]
     return [
         subprocess.CompletedProcess(command, process.returncode, *output)
         for process, output in zip(started, outputs, strict=True)
@@ -127,10 +130,68 @@ def test_a_rule_on_gradients_gives_the_single_process_run(backbone_folder, data_
     assert found[3]["w_code_search"] != pytest.approx(0.25, abs=0.01)
 
 
+WRITING = {
+    "flaky_tests": {},
+    "code_translation": {"max_new_tokens": 12, "select_by": "generation"},
+    "code_summarization": {"max_new_tokens": 10, "select_by": "likelihood"},
+    "defect_detection": {"answer": "text", "prompt": "Bad? {code}"},
+}
+
+
+@pytest.mark.parametrize(
+    ("step_memory", "balancing", "conflict_steps"), [("cached", "learned_softmax", 2), ("single_pass", "pcgrad", None)]
+)
+def test_heads_and_written_answers_give_the_single_process_run(
+    step_memory, balancing, conflict_steps, backbone_folder, seven_dir, tmp_path
+):
+    """Vectors are shared by all, states of answers are not; validation generates, measures likelihood and chooses."""
+    config = small_config(
+        backbone_folder("qwen2"), seven_dir, tmp_path / "run", tasks=WRITING, max_length=64, token_budget=150,
+        method={"name": "lora", "r": 2, "lora_dropout": 0.2}, step_memory=step_memory, balancing=balancing,
+        conflict_steps=conflict_steps, max_steps=4, eval_steps=2, baselines=[],
+    )  # fmt: skip
+    (tmp_path / "run.yaml").write_text(dump_config(config))
+    first, second = _launch(tmp_path, str(tmp_path / "run.yaml"))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert (second.stdout, second.stderr) == ("", "")
+    alone = train(config.model_copy(update={"output_dir": str(tmp_path / "alone")}), announce=lambda _: None)
+    expected, found = _losses(alone.path), _losses(tmp_path / "run")
+    assert len(found) == len(expected) == 4
+    for one, two in zip(expected, found, strict=True):
+        assert two == pytest.approx(one, abs=1e-4)
+    for one, two in zip(_validations(alone.path), _validations(tmp_path / "run"), strict=True):
+        assert two["primary"] == pytest.approx(one["primary"], abs=1e-4)
+        assert two["valid_loss"] == pytest.approx(one["valid_loss"], abs=1e-4)
+        assert two["thresholds"] == pytest.approx(one["thresholds"], abs=1e-4)
+        for name, metrics in one["metrics"].items():
+            assert two["metrics"][name] == pytest.approx(metrics, abs=1e-4), name
+    tokens = [json.loads((path / "results.json").read_text())["training"]["tokens"] for path in
+              (alone.path, tmp_path / "run")]  # fmt: skip
+    assert tokens[0] == tokens[1]
+
+
+def _validations(folder: Path) -> list[dict[str, dict]]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["kind"] == "valid"]
+
+
+def test_each_item_comes_from_the_process_that_has_it(monkeypatch):
+    """Empty answers are answers; what no process has stays empty; text keeps every character."""
+    parts = [[["eins\n"], [], [""], []], [[], ["ä😀", "b"], [], []]]
+    joined = [["eins\n"], ["ä😀", "b"], [""], []]
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr(dist, "broadcast", lambda tensor, src: sent.append(tensor))
+    for rank in range(2):  # what each would send when it is its turn
+        Processes(rank, 2, CPU)._told(parts[rank], rank)
+    for rank in range(2):
+        messages = iter(sent)
+        monkeypatch.setattr(dist, "broadcast", lambda tensor, src, given=messages: tensor.copy_(next(given)))
+        assert Processes(rank, 2, CPU).join(parts[rank]) == joined
+    assert ALONE.join(parts[0]) is parts[0]
+
+
 def test_a_helper_process_of_a_finished_run_has_nothing_to_print(trained_run, monkeypatch, capsys):
     from manyskills.cli.app import run
-    from manyskills.training.processes import Processes
-    from tests.training.helpers import CPU
 
     monkeypatch.setattr(Processes, "current", lambda: Processes(1, 2, CPU))
     assert run(["train", str(trained_run.path / "config.yaml"), "--resume"]) == 0

@@ -7,22 +7,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from manyskills import files
 from manyskills.config.file import dump_config
-from manyskills.training import loop, run_folder
+from manyskills.training import loop
 from manyskills.training import run as run_module
 from tests.training.helpers import small_config
+from tests.training.killing import Killed, assert_same, cut_line, kill_at, leave_everything_behind, records, renames
 
 ROOT = Path(__file__).parents[2]
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the package may catch it."""
 
 
 CHANGES = {
@@ -77,76 +72,22 @@ def uninterrupted(backbone_folder, data_dir, tmp_path_factory):
     return make
 
 
-def _assert_same(folder: Path, expected: Path) -> None:
-    for part in ("best", "last", "best_by_task"):
-        names = sorted(path.relative_to(expected) for path in (expected / part).rglob("*.safetensors"))
-        assert names == sorted(path.relative_to(folder) for path in (folder / part).rglob("*.safetensors"))
-        assert names
-        for name in names:
-            assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
-    found, wanted = (json.loads((path / "results.json").read_text()) for path in (folder, expected))
-    assert found["tasks"] == wanted["tasks"]
-    assert {**found["training"], "seconds": 0} == {**wanted["training"], "seconds": 0}
-    assert _records(folder) == _records(expected)
-    assert not [path for path in folder.rglob("*") if ".tmp-" in path.name or path.name.endswith(".old")]
-    assert {path.name for path in folder.iterdir()} == {path.name for path in expected.iterdir()}
-
-
-def _records(folder: Path) -> list[dict]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
-
-
-def _kill_at(monkeypatch, owner, name, calls, *, after=False, when: Callable[..., bool] = lambda *_: True):
-    """Dies at the so-manieth call of a function (before or after it), each time this is set up anew."""
-    real, count = getattr(owner, name), iter(range(1, 10_000))
-
-    def dying(*arguments, **options):
-        hit = when(*arguments) and next(count) == calls
-        if hit and not after:
-            raise Killed
-        result = real(*arguments, **options)
-        if hit:
-            raise Killed
-        return result
-
-    monkeypatch.setattr(owner, name, dying)
-
-
-def _cut_line(monkeypatch, calls):
-    """Dies while it writes a line of metrics.jsonl."""
-    real, count = run_folder.RunFolder.append_metrics, iter(range(1, 10_000))
-
-    def dying(self, record):
-        if next(count) == calls:
-            with self.metrics_file.open("a") as file:
-                file.write(json.dumps(record)[:25])
-            raise Killed
-        real(self, record)
-
-    monkeypatch.setattr(run_folder.RunFolder, "append_metrics", dying)
-
-
-def _renames(what):
-    return lambda source, target: Path(target).name == what or Path(source).name == what
-
-
 POINTS = {
-    "before the first validation": lambda m: _kill_at(m, loop, "encode_texts", 1),
-    "before the first checkpoint of best": lambda m: _kill_at(m, loop, "save_model", 1),
-    "in the first step": lambda m: _kill_at(m, loop, "accumulate_gradients", 1),
-    "in the fifth step": lambda m: _kill_at(m, loop, "accumulate_gradients", 5),
-    "between update and log": lambda m: _kill_at(m, loop.Trainer, "_log", 6),
-    "in a line of metrics": lambda m: _cut_line(m, 7),
-    "after a validation": lambda m: _kill_at(m, loop.Trainer, "_validate", 3, after=True),
-    "while the model of last is written": lambda m: _kill_at(m, loop.Optimizer, "save", 2),
-    "between the two renames of last": lambda m: _kill_at(m, os, "rename", 3, after=True, when=_renames("last")),
-    "before last is moved aside": lambda m: _kill_at(m, os, "rename", 2, when=_renames("last")),
-    "between the two renames of best": lambda m: _kill_at(m, os, "rename", 2, after=True, when=_renames("best")),
-    "after the last checkpoint": lambda m: _kill_at(m, loop.Trainer, "run", 1, after=True),
-    "in the final evaluation": lambda m: _kill_at(m, run_module, "baseline_scores", 1),
-    "while predictions are written": lambda m: _kill_at(m, run_module, "write_predictions", 1, after=True),
-    "before the results": lambda m: _kill_at(m, run_module, "write_card", 1, after=True),
+    "before the first validation": lambda m: kill_at(m, loop, "encode_texts", 1),
+    "before the first checkpoint of best": lambda m: kill_at(m, loop, "save_model", 1),
+    "in the first step": lambda m: kill_at(m, loop, "accumulate_gradients", 1),
+    "in the fifth step": lambda m: kill_at(m, loop, "accumulate_gradients", 5),
+    "between update and log": lambda m: kill_at(m, loop.Trainer, "_log", 6),
+    "in a line of metrics": lambda m: cut_line(m, 7),
+    "after a validation": lambda m: kill_at(m, loop.Trainer, "_validate", 3, after=True),
+    "while the model of last is written": lambda m: kill_at(m, loop.Optimizer, "save", 2),
+    "between the two renames of last": lambda m: kill_at(m, os, "rename", 3, after=True, when=renames("last")),
+    "before last is moved aside": lambda m: kill_at(m, os, "rename", 2, when=renames("last")),
+    "between the two renames of best": lambda m: kill_at(m, os, "rename", 2, after=True, when=renames("best")),
+    "after the last checkpoint": lambda m: kill_at(m, loop.Trainer, "run", 1, after=True),
+    "in the final evaluation": lambda m: kill_at(m, run_module, "baseline_scores", 1),
+    "while predictions are written": lambda m: kill_at(m, run_module, "write_predictions", 1, after=True),
+    "before the results": lambda m: kill_at(m, run_module, "write_card", 1, after=True),
 }
 
 
@@ -159,22 +100,11 @@ def test_killed_once_it_continues_to_the_same_weights(
     expected = uninterrupted(variant)
     with monkeypatch.context() as patched:
         POINTS[point](patched)
-        _leave_everything_behind(patched)
+        leave_everything_behind(patched)
         with pytest.raises(Killed):
             _train(config)
     _train(config, resume=True)
-    _assert_same(tmp_path / "run", expected)
-
-
-def _leave_everything_behind(monkeypatch):
-    """SIGKILL runs no `except` and no `finally`: temporary names and half a swap stay behind."""
-    rmtree, mend = files.shutil.rmtree, files._mend
-
-    def dying() -> bool:
-        return isinstance(sys.exc_info()[1], Killed)
-
-    monkeypatch.setattr(files, "_mend", lambda target: None if dying() else mend(target))
-    monkeypatch.setattr(files.shutil, "rmtree", lambda *a, **o: None if dying() else rmtree(*a, **o))
+    assert_same(tmp_path / "run", expected)
 
 
 def test_killed_again_and_again_it_continues_to_the_same_weights(
@@ -183,27 +113,27 @@ def test_killed_again_and_again_it_continues_to_the_same_weights(
     """Eleven kills in one run: before anything was saved, twice at each checkpoint, and in the end."""
     config = _config("learned_softmax", backbone_folder, data_dir, tmp_path / "run")
     kills = [
-        lambda m: _kill_at(m, loop, "encode_texts", 1),
-        lambda m: _kill_at(m, loop, "save_model", 1),
-        lambda m: _kill_at(m, loop, "accumulate_gradients", 3),
-        lambda m: _kill_at(m, loop.Trainer, "_save", 1, after=True),  # step 3 is kept
-        lambda m: _kill_at(m, loop, "accumulate_gradients", 1),
-        lambda m: _kill_at(m, os, "rename", 1, after=True),
-        lambda m: _cut_line(m, 2),
-        lambda m: _kill_at(m, loop.Trainer, "_save", 1, after=True),  # step 6 is kept
-        lambda m: _kill_at(m, loop, "accumulate_gradients", 1),
-        lambda m: _kill_at(m, loop.Trainer, "run", 1, after=True),
-        lambda m: _kill_at(m, run_module, "write_card", 1, after=True),
+        lambda m: kill_at(m, loop, "encode_texts", 1),
+        lambda m: kill_at(m, loop, "save_model", 1),
+        lambda m: kill_at(m, loop, "accumulate_gradients", 3),
+        lambda m: kill_at(m, loop.Trainer, "_save", 1, after=True),  # step 3 is kept
+        lambda m: kill_at(m, loop, "accumulate_gradients", 1),
+        lambda m: kill_at(m, os, "rename", 1, after=True),
+        lambda m: cut_line(m, 2),
+        lambda m: kill_at(m, loop.Trainer, "_save", 1, after=True),  # step 6 is kept
+        lambda m: kill_at(m, loop, "accumulate_gradients", 1),
+        lambda m: kill_at(m, loop.Trainer, "run", 1, after=True),
+        lambda m: kill_at(m, run_module, "write_card", 1, after=True),
     ]
     expected = uninterrupted("learned_softmax")
     for kill in kills:
         with monkeypatch.context() as patched:
             kill(patched)
-            _leave_everything_behind(patched)
+            leave_everything_behind(patched)
             with pytest.raises(Killed):
                 _train(config, resume=True)
     _train(config, resume=True)
-    _assert_same(tmp_path / "run", expected)
+    assert_same(tmp_path / "run", expected)
 
 
 def test_early_stopping_was_part_of_it(uninterrupted):
@@ -211,7 +141,7 @@ def test_early_stopping_was_part_of_it(uninterrupted):
     results = json.loads((uninterrupted("learned_softmax") / "results.json").read_text())
     assert results["training"]["stopped"]
     assert results["training"]["best_step"] > 0
-    weights = [record["weights"] for record in _records(uninterrupted("learned_softmax")) if record["kind"] == "train"]
+    weights = [record["weights"] for record in records(uninterrupted("learned_softmax")) if record["kind"] == "train"]
     assert weights[1] != weights[2]
 
 
@@ -248,7 +178,7 @@ def test_kill_minus_nine(points, backbone_folder, data_dir, tmp_path, uninterrup
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert not (tmp_path / "run" / "results.json").exists()
     _train(config, resume=True)
-    _assert_same(tmp_path / "run", uninterrupted("learned_softmax"))
+    assert_same(tmp_path / "run", uninterrupted("learned_softmax"))
 
 
 def test_a_finished_run_is_only_read(trained_run, monkeypatch):

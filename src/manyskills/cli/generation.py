@@ -110,7 +110,7 @@ def _into_file(
     options = {
         "task": task,
         **asdict(decoding),
-        "module": module_digest(model.folder),
+        "module": module_digest(model.folder, model.config.backbone.name),
         "rows": rows_digest(rows, sources),
     }
     answers = AnswerFile(output, options, decoding.samples)

@@ -72,6 +72,7 @@ class RowChecker:
                 self._resolve(row, join, place)
             variants = self.variants.of_row(row, source.added, place, self.problems) if self.variants else []
             self._check_texts(row, join, variants, place)
+            self._check_id(row, place)
             self._check_label(row, source.labels, place)
             if self.problems.total == before:
                 short = f"{source.stem}:{line}"
@@ -126,6 +127,14 @@ class RowChecker:
             if name in wanted or name in present:
                 check_text(row, name, place, self.problems)
 
+    def _check_id(self, row: Record, place: str) -> None:
+        """Answers are written under it."""
+        id_ = row.get("id")
+        if isinstance(id_, str) and (position := _half_character(id_)) is not None:
+            self.problems.add(
+                place, f"wanted text in column 'id', found half a surrogate pair at character {position:,}"
+            )
+
     def _check_label(self, row: Record, form: LabelForm, place: str) -> None:
         name = self.task.label
         if name is None or (row.get(name) is None and not self.labels_required):
@@ -159,7 +168,7 @@ def check_text(row: Record, name: str, place: str, problems: RowProblems) -> boo
         problems.add(place, f"wanted text in column {name!r}, found {shown(value)}")
     elif not value or value.isspace():
         problems.add(place, f"wanted text in column {name!r}, found nothing but blanks")
-    elif not value.isascii() and (position := _half_character(value)) is not None:
+    elif (position := _half_character(value)) is not None:
         problems.add(place, f"wanted text in column {name!r}, found half a surrogate pair at character {position:,}")
     else:
         return True
@@ -193,11 +202,14 @@ def read_table(source: RecordSource, join: Join, columns: Columns, problems: Row
 
 def _own_id(value: Any) -> str | None:
     if isinstance(value, str):
-        return value if value.strip() else None
+        return value if value.strip() and _half_character(value) is None else None
     return str(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
 
 
 def _half_character(value: str) -> int | None:
+    """Where a text holds half a surrogate pair, which no file takes; None: nowhere."""
+    if value.isascii():
+        return None
     try:
         value.encode()
     except UnicodeEncodeError as error:

@@ -119,12 +119,18 @@ def _refuse_no_room(
     which = f" of {variant}" if variant else ""
     positions = reader.max_positions
     bounded = positions is not None and limit == positions - answer_limit
-    kept = f" ({positions} positions less {answer_limit} for the answer)" if bounded else ""
-    shorter = f"lower tasks.{name}.max_new_tokens, or " if get_task(name).kind is Kind.GENERATE else ""
+    if bounded and limit <= 0:
+        what = (
+            f"the backbone has {positions} positions for a prompt and its answer, and answers may have {answer_limit}"
+        )
+    else:
+        kept = f" ({positions} positions less {answer_limit} for the answer)" if bounded else ""
+        what = f"the instruction{which} takes {frame.length} tokens, and a prompt may have {limit}{kept}"
+    longer = "raise max_length where the backbone allows it"
+    if bounded and get_task(name).kind is Kind.GENERATE:
+        longer = f"lower max_new_tokens (tasks.{name}.max_new_tokens, or --max-new-tokens of generate)"
     raise UserError(
-        f"tasks.{name}: the instruction{which} takes {frame.length} tokens, and a prompt may have {limit}{kept}: "
-        "no room for the text to read",
-        f"raise max_length where the backbone allows it, {shorter}set a shorter tasks.{name}.prompt",
+        f"tasks.{name}: {what}: no room for the text to read", f"{longer}, or set a shorter tasks.{name}.prompt"
     )
 
 

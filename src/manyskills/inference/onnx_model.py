@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from manyskills.code_model import CodeModel, Reader
+from manyskills.code_model import CodeModel
 from manyskills.data.text_set import Examples, View, gather
 from manyskills.data.tokens import TokenStore
 from manyskills.errors import UserError
@@ -20,6 +20,7 @@ from manyskills.evaluation.answers import Outputs, Probabilities, search_ranking
 from manyskills.inference.encoding import encode_texts, usable_cores
 from manyskills.inference.graph import Graph
 from manyskills.inference.heads import EmbedHead, read_heads
+from manyskills.row_reader import RowReader
 from manyskills.saved import HEADS_FILE, read_tasks_file
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -49,8 +50,8 @@ class OnnxModel(CodeModel):
         self._graph = Graph(folder, threads=1)
         facts = self._graph.facts
         routes = dict.fromkeys(saved.config.tasks, 0)  # one update serves all tasks of a graph
-        reader = Reader(_read_tokenizer(folder), facts.template, facts.max_positions, routes)
-        super().__init__(saved, folder, reader, facts.vector_size)
+        reader = RowReader(saved, _read_tokenizer(folder), facts.template, facts.max_positions, routes)
+        super().__init__(reader, folder, facts.vector_size)
         self._heads = read_heads(folder / HEADS_FILE, self.tasks, saved.config.tasks, facts.vector_size)
 
     def _encode(self, store: TokenStore, indices_N: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from manyskills.model.attention import first_position
 from manyskills.model.chunks import Chunk, PaddedChunk, UnpaddedChunk
 from manyskills.model.methods import METHODS
 from manyskills.model.multitask import CPU_TOKENS, MultiTaskModel
-from manyskills.model.pairs import lay_out
+from manyskills.model.pairs import laid_out_tokens, lay_out
 from manyskills.model.unpadded import Bounds
 
 PACKED_PAIRS = ("t5",)
@@ -40,11 +40,12 @@ class AnswerStates:
         self.model, self.store = model, store
         self._pairs = model.architecture.family == "encoder_decoder"
         # a routed method must know each token's task, and the decoder's tokens meet those of the encoder in a layer
-        self._packed = (
+        packed = (
             model.architecture.model_type in PACKED_PAIRS
             and model.network.config._attn_implementation == "sdpa"
             and not METHODS[model.method.name].routed
         )
+        self._packed_size = model.architecture.hidden_size if packed else None
 
     def __call__(self, indices_B: np.ndarray) -> torch.Tensor:
         """rows_RH: the states that predict tokens, sequence after sequence in this order; with a graph if gradients are
@@ -78,20 +79,15 @@ class AnswerStates:
         if not self._pairs:
             return self.model.plan(lengths_N, token_budget, device_type)
         most = min(token_budget, CPU_TOKENS) if (device_type or self.model.device.type) == "cpu" else token_budget
-        chunks = plan_chunks(lengths_N, most)
-        if self._packed:
-            return chunks
-        parts = [part for chunk in chunks for part in self._within(chunk, indices_N, most)]
+        parts = [part for chunk in plan_chunks(lengths_N, most) for part in self._within(chunk, indices_N, most)]
         return sorted(parts, key=lambda part: lengths_N[part].max())
 
     def chunk_tokens(self, indices_B: np.ndarray) -> int:
         """Tokens that a chunk of these costs, padding included."""
         if not self._pairs:
             return self.model.chunk_tokens(self.lengths(indices_B))
-        if self._packed:
-            return int(self.lengths(indices_B).sum())
-        longest = self.store.prompt_lengths_S[indices_B].max() + self.store.answer_lengths_S[indices_B].max()
-        return len(indices_B) * int(longest)
+        lengths_2B = np.stack([self.store.prompt_lengths_S[indices_B], self.store.answer_lengths_S[indices_B]])
+        return laid_out_tokens(lengths_2B, self._packed_size)
 
     def routed(self, indices_B: np.ndarray) -> AbstractContextManager[None]:
         """The network set for the tasks of these prompts: for back-propagating them."""
@@ -103,12 +99,9 @@ class AnswerStates:
 
     def _within(self, chunk: np.ndarray, indices_N: np.ndarray, token_budget: int) -> list[np.ndarray]:
         """A chunk of pairs in parts that are within the budget when both sides are padded."""
-        prompts_B, answers_B = (
-            lengths_S[indices_N[chunk]] for lengths_S in (self.store.prompt_lengths_S, self.store.answer_lengths_S)
-        )
-        if len(chunk) == 1 or len(chunk) * (prompts_B.max() + answers_B.max()) <= token_budget:
+        if len(chunk) == 1 or self.chunk_tokens(indices_N[chunk]) <= token_budget:
             return [chunk]
-        order, half = np.argsort(prompts_B, kind="stable"), len(chunk) // 2
+        order, half = np.argsort(self.store.prompt_lengths_S[indices_N[chunk]], kind="stable"), len(chunk) // 2
         parts = chunk[order[:half]], chunk[order[half:]]
         return [part for one in parts for part in self._within(one, indices_N, token_budget)]
 
@@ -143,8 +136,7 @@ class AnswerStates:
         start, pad = self.model.architecture.start_id, self.model.architecture.pad_id
         prompts = [self.store.prompt(index) for index in indices_B]
         inputs = [np.concatenate([[start], self.store.answer(index)[:-1]]) for index in indices_B]
-        hidden_size = self.model.architecture.hidden_size if self._packed else None
-        pairs = lay_out(prompts, inputs, pad, self.model.device, hidden_size=hidden_size)
+        pairs = lay_out(prompts, inputs, pad, self.model.device, hidden_size=self._packed_size)
         encoded = self.model.network.get_encoder()(**pairs.encoder_inputs())
         out = self.model.backbone(encoder_outputs=encoded, **pairs.decoder_inputs())
         return out.last_hidden_state.flatten(0, 1)[pairs.answers_T]

@@ -148,7 +148,12 @@ def load_backbone(
             try_output(loaded, model)
     architecture = describe(model, hf_config, tokenizer, config, source)
     template = read_template(tokenizer, end_token=architecture.pooling == "last")
-    return Backbone(model, tokenizer, template, architecture, config, loaded if language_head else None)
+    backbone = Backbone(model, tokenizer, template, architecture, config, loaded if language_head else None)
+    if language_head:
+        from manyskills.model.decoding.trial import try_writing  # brings transformers along
+
+        try_writing(backbone)
+    return backbone
 
 
 def _writing(config: BackboneConfig, hf_config: Any) -> BackboneConfig:

@@ -47,8 +47,8 @@ def linear_cross_entropy(
         block_rows: Rows whose logits are there at once; default: as many as `BLOCK_BYTES` hold.
 
     Returns:
-        The sum, a scalar of float32 (of float64 for such rows), differentiable once by rows, weight and bias; and each
-        row's loss, shape (R,), without graph.
+        The sum, a scalar of float32 (of float64 where the products are), differentiable once by rows, weight and bias;
+        and each row's loss, shape (R,), without graph.
     """
     product = torch.get_autocast_dtype(rows_RH.device.type) if autocasts(rows_RH.device.type) else weight_VH.dtype
     rule = _Rule(product, scale, softcap, block_rows or _block_rows(rows_RH, len(weight_VH)))
@@ -100,7 +100,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - of the decorated one the names are lost
         ctx: Any, of_sum: torch.Tensor, _: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        return *(None if x is None else x * of_sum.to(x.dtype) for x in ctx.saved_tensors), None, None
+        # of one dimension, so that a product with half precision is in float32: the factor itself must not be rounded
+        of_sum_1 = of_sum[None]
+        return *(None if x is None else (x * of_sum_1).to(x.dtype) for x in ctx.saved_tensors), None, None
 
 
 def _walk(

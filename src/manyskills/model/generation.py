@@ -13,7 +13,7 @@ import torch
 
 from manyskills.data.prompted import PromptStore
 from manyskills.errors import UserError
-from manyskills.model.decoding.batches import Batch, plan_batches, run_batches
+from manyskills.model.decoding.batches import Batch, plan_batches, run_batches, shared_out
 from manyskills.model.decoding.beams import search_answers
 from manyskills.model.decoding.loop import Choice, Ended, write_answers
 from manyskills.model.decoding.options import Decoding
@@ -57,8 +57,9 @@ def generate(
         token_budget: Tokens of prompts and answers of a batch at most, times samples and beams; where a GPU's memory
             does not hold it, batches are halved.
         languages: What is written, for each of `indices_N`; only `stop: function` looks at it.
-        share: (rank, processes): only every so-manieth batch of the plan, which is the same in all processes, is
-            answered; other prompts get empty lists, so that the lists of all processes can be joined prompt by prompt.
+        share: (rank, processes): only the prompts of every so-manieth batch of the plan, which is the same in all
+            processes, are answered, each with all its samples; other prompts get empty lists, so that the lists of all
+            processes can be joined prompt by prompt.
         report: Told how many more prompts are done.
         done: Gets each prompt's answers.
 
@@ -79,7 +80,6 @@ def generate(
         samples=decoding.samples,
         rows_each=decoding.num_beams,
     )
-    rank, processes = share
 
     def work(batch: Batch) -> list[list[int]]:
         ended = texts.ended(batch.positions, batch.samples)
@@ -89,7 +89,7 @@ def generate(
             return _write(model, mine, routes_B, decoding, batch, texts.end_ids, ended)
 
     answers: list[list[str]] = [[] for _ in prompts]
-    for batch, tokens in run_batches(batches[rank::processes], work):
+    for batch, tokens in run_batches(shared_out(batches, share), work):
         for row, position in enumerate(map(int, batch.positions)):
             mine = tokens[row * batch.samples : (row + 1) * batch.samples]
             answers[position] += [texts.text(position, answer) for answer in mine]
@@ -137,7 +137,6 @@ def answer_probabilities(
     lengths_N = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
     limits_N = np.maximum(_limits(model, prompts, longest), longest)
     batches = plan_batches(lengths_N, limits_N, token_budget, rows_each=1 if longest == 1 else len(choices))
-    rank, processes = share
 
     def work(batch: Batch) -> np.ndarray:
         mine = [prompts[position] for position in batch.positions]
@@ -146,7 +145,7 @@ def answer_probabilities(
             return _log_probabilities(model, mine, routes_B, choices)
 
     probabilities_N = np.zeros(len(prompts))
-    for batch, logs_BC in run_batches(batches[rank::processes], work):
+    for batch, logs_BC in run_batches(shared_out(batches, share), work):
         probabilities_N[batch.positions] = 1 / (1 + np.exp(np.clip(logs_BC[:, 0] - logs_BC[:, 1], -700, 700)))
         if report is not None:
             report(len(batch.positions))

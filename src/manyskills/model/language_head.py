@@ -5,6 +5,8 @@ Shape legend: V vocabulary, H hidden size, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,8 +19,9 @@ from manyskills.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_TESTED = {"t5", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "starcoder2"}
-"""Model types whose logits are known to come from the last states as `OutputLayer` says; others are tried out."""
+TESTED = {"t5", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "starcoder2"}
+"""Model types whose logits are known to come from the last states as `OutputLayer` says, and that are known to go on
+behind left-padded prompts; others are tried out."""
 
 _SAME = 1e-2
 """By how much of the largest logit those of the two ways may differ: in half precision they round in another order."""
@@ -106,21 +109,34 @@ def try_output(language_model: PreTrainedModel, network: PreTrainedModel) -> Non
     """Compare the logits of a few tokens with the language model's own, where its type was never tested.
 
     Raises:
-        UserError: They differ.
+        UserError: They differ, or the network cannot be called as others can.
     """
-    if language_model.config.model_type in _TESTED or language_model.device.type == "meta":
+    if language_model.config.model_type in TESTED or language_model.device.type == "meta":
         return
     ids_1T = torch.arange(3, 8, device=language_model.device)[None]
     inputs = {"input_ids": ids_1T}
     if language_model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids_1T
-    own = language_model.eval()(**inputs).logits.float()
-    mine = output_layer(language_model).logits(network.eval()(**inputs).last_hidden_state).float()
+    with tried_out(language_model):
+        own = language_model.eval()(**inputs).logits.float()
+        mine = output_layer(language_model).logits(network.eval()(**inputs).last_hidden_state).float()
     if own.shape != mine.shape or not (own - mine).abs().max() <= _SAME * own.abs().max():
         raise UserError(*_unknown(language_model))
+
+
+@contextmanager
+def tried_out(language_model: PreTrainedModel) -> Iterator[None]:
+    """Say which network it was where it cannot be called as others can, whatever its own code raises then."""
+    try:
+        yield
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        kind = language_model.config.model_type
+        what = f"a network of type {kind!r} cannot be tried out as one that writes: {first_line}"
+        raise UserError(what, f"known are: {', '.join(sorted(TESTED))}") from error
 
 
 def _unknown(language_model: PreTrainedModel) -> tuple[str, str]:
     kind = language_model.config.model_type
     wanted = f"it is not known how a network of type {kind!r} makes words of its last states"
-    return wanted, f"known are: {', '.join(sorted(_TESTED))}"
+    return wanted, f"known are: {', '.join(sorted(TESTED))}"

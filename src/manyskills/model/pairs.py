@@ -81,12 +81,18 @@ def lay_out(
         hidden_size: Of a network that may read several pairs in one row; None: each has its own, in their order.
     """
     lengths_2B = np.array([[len(ids) for ids in side] for side in (prompts, inputs)])
-    rows_B = np.arange(len(prompts)) if hidden_size is None else cheapest_rows(lengths_2B, hidden_size)
+    rows_B = _rows(lengths_2B, hidden_size)
     encoder_ids_RE, encoder_owners_RE, _ = _side(prompts, rows_B, pad_id)
     decoder_ids_RD, decoder_owners_RD, starts_B = _side(inputs, rows_B, pad_id)
     answers_T = np.concatenate([start + np.arange(n) for start, n in zip(starts_B, lengths_2B[1], strict=True)])
     parts = (encoder_ids_RE, encoder_owners_RE, decoder_ids_RD, decoder_owners_RD, answers_T)
     return Pairs(*(torch.from_numpy(part).to(device) for part in parts), packed=hidden_size is not None)
+
+
+def laid_out_tokens(lengths_2B: np.ndarray, hidden_size: int | None) -> int:
+    """Tokens of the rows that `lay_out` makes of pairs of these lengths, both sides, padding included."""
+    rows_B = _rows(lengths_2B, hidden_size)
+    return (int(rows_B.max()) + 1) * sum(_widths(lengths_2B, rows_B))
 
 
 def cheapest_rows(lengths_2B: np.ndarray, hidden_size: int) -> np.ndarray:
@@ -104,8 +110,16 @@ def cheapest_rows(lengths_2B: np.ndarray, hidden_size: int) -> np.ndarray:
 def _cost(lengths_2B: np.ndarray, rows_B: np.ndarray, token_cost: int) -> int:
     """Of rows that are padded to the longest, in tokens that are attended to."""
     rows = int(rows_B.max()) + 1
-    widths = [int(np.bincount(rows_B, lengths_B).max()) for lengths_B in lengths_2B]
-    return sum(rows * width * (token_cost + width) for width in widths)
+    return sum(rows * width * (token_cost + width) for width in _widths(lengths_2B, rows_B))
+
+
+def _rows(lengths_2B: np.ndarray, hidden_size: int | None) -> np.ndarray:
+    return np.arange(lengths_2B.shape[1]) if hidden_size is None else cheapest_rows(lengths_2B, hidden_size)
+
+
+def _widths(lengths_2B: np.ndarray, rows_B: np.ndarray) -> list[int]:
+    """Tokens of the longest row on each side."""
+    return [int(np.bincount(rows_B, lengths_B).max()) for lengths_B in lengths_2B]
 
 
 def fill_rows(lengths_2B: np.ndarray, room: int) -> np.ndarray:

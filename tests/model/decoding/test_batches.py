@@ -32,6 +32,8 @@ def test_every_answer_once_within_the_budget(samples, rows_each, budget):
         ({"max_new_tokens": 0}, "max_new_tokens: wanted 1 or more, found 0"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature: wanted 0, or a number from 1e-06 on, found inf"),
+        ({"temperature": 1e-320}, "temperature"),
         ({"top_p": 0.0, "temperature": 1.0}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"num_beams": 0}, "num_beams"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from manyskills.model.decoding.options import LEAST_TEMPERATURE
 from manyskills.model.decoding.sampling import all_uniforms, draw, uniforms
 
 PROMPT = np.array([5, 6, 7], dtype=np.int32)
@@ -33,6 +34,13 @@ def test_inversion():
         torch.testing.assert_close(shares, (logits_BV[0] / temperature).softmax(0), atol=1e-3, rtol=0)
     edges = draw(logits_BV[:2], torch.tensor([0.0, 1 - 1e-16]).double(), temperature=1.0, top_k=0, top_p=1.0)
     assert edges.tolist() == [0, 3]
+
+
+def test_at_the_least_temperature_it_is_the_likeliest():
+    logits_BV = torch.tensor([[-3e4, 3e4, 2.9e4], [0.1, 0.2, 0.3]]).bfloat16()
+    uniforms_B = torch.tensor([0.001, 0.999]).double()
+    found_B = draw(logits_BV, uniforms_B, temperature=LEAST_TEMPERATURE, top_k=0, top_p=0.9)
+    assert found_B.tolist() == [1, 2]
 
 
 def test_filters():

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from manyskills.model.decoding.loop import Choice, write_answers
+from manyskills.model.decoding.options import Stop
+from manyskills.model.decoding.stopping import function_end
 from manyskills.model.decoding.text import AnswerTexts
 from manyskills.model.generation import Decoding, generate
 from tests.model.decoding.helpers import prompts, store, text, writer
@@ -71,16 +73,20 @@ def test_without_a_language_only_the_end_token_counts(model):
 @pytest.mark.parametrize("family", ["qwen2", "t5"])
 def test_stopping_cuts_what_would_be_written_anyway(beams, family, backbone_folder):
     model = writer(backbone_folder(family))
-    with torch.no_grad():  # a writer of braces and semicolons
+    with torch.no_grad():  # a writer of brackets, braces and semicolons
         network: Any = model.language_model
         head = network.get_output_embeddings()
-        for mark in "{};":
+        for mark in "(){};":
             head.weight[model.tokenizer.encode(mark, add_special_tokens=False)[0]] *= 3
-    texts = store(prompts(8))
-    whole = generate(model, texts, np.arange(8), Decoding(20), token_budget=500)
-    cut = generate(model, texts, np.arange(8), Decoding(20, num_beams=beams, stop="function"), token_budget=500,
-                   languages=["java"] * 8)  # fmt: skip
+
+    def write(stop: Stop) -> list[str]:
+        decoding = Decoding(20, num_beams=beams, stop=stop)
+        found = generate(model, store(prompts(8)), np.arange(8), decoding, token_budget=500, languages=["java"] * 8)
+        return [text for (text,) in found]
+
+    whole, cut = write("end"), write("function")
+    assert cut != whole
+    assert any(function_end(text, "java") is not None for text in cut)
+    assert all(function_end(text, "java") in (None, len(text)) for text in cut)
     if beams == 1:
-        for (short,), (long,) in zip(cut, whole, strict=True):
-            assert long.startswith(short)
-    assert any(len(short) < 20 for (short,) in cut)
+        assert cut == [text[: function_end(text, "java")] for text in whole]

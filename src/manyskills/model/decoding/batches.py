@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TypeVar
 
 import numpy as np
@@ -84,6 +85,18 @@ def plan_batches(
         ]
         start += len(positions)
     return batches
+
+
+def shared_out(batches: list[Batch], share: tuple[int, int]) -> list[Batch]:
+    """One process's part of a plan: all samples of a prompt are with the same process.
+
+    Args:
+        batches: As `plan_batches` gives them.
+        share: (rank, processes): every so-manieth group of prompts is this process's.
+    """
+    rank, processes = share
+    by_prompts = [list(group) for _, group in groupby(batches, key=lambda batch: int(batch.positions[0]))]
+    return [batch for group in by_prompts[rank::processes] for batch in group]
 
 
 def run_batches(batches: list[Batch], work: Callable[[Batch], _Answers]) -> Iterator[tuple[Batch, _Answers]]:

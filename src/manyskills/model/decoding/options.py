@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from manyskills.errors import UserError
 
 Stop = Literal["end", "function"]
+LEAST_TEMPERATURE = 1e-6
+"""Of draws: at this one they are the likeliest tokens, and logits divided by less are no numbers any more."""
+
 STOPS: tuple[Stop, ...] = ("end", "function")
 
 
@@ -44,7 +48,10 @@ class Decoding:
             (self.max_new_tokens < 1, f"max_new_tokens: wanted 1 or more, found {self.max_new_tokens}"),
             (self.num_beams < 1, f"num_beams: wanted 1 or more, found {self.num_beams}"),
             (self.samples < 1, f"samples: wanted 1 or more, found {self.samples}"),
-            (not self.temperature >= 0, f"temperature: wanted 0 or more, found {self.temperature}"),
+            (
+                not self._temperature_fits(),
+                f"temperature: wanted 0, or a number from {LEAST_TEMPERATURE} on, found {self.temperature}",
+            ),
             (self.top_k < 0, f"top_k: wanted 0 (all tokens) or more, found {self.top_k}"),
             (not 0 < self.top_p <= 1, f"top_p: wanted more than 0 and at most 1, found {self.top_p}"),
             (self.seed < 0, f"seed: wanted 0 or more, found {self.seed}"),
@@ -53,6 +60,9 @@ class Decoding:
             if wrong:
                 raise UserError(wanted, "see `manyskills generate --help`")
         self._refuse_contradictions()
+
+    def _temperature_fits(self) -> bool:
+        return self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature < math.inf
 
     def _refuse_contradictions(self) -> None:
         if self.num_beams > 1 and (self.draws or self.samples > 1):

@@ -6,6 +6,7 @@ Shape legend: B sequences, T tokens of the longest prompt, V vocabulary, H hidde
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -15,7 +16,37 @@ from manyskills.model.decoding.cache import decoder_cache, encoder_decoder_cache
 from manyskills.model.unpadded import ATTENTION
 
 if TYPE_CHECKING:
-    from manyskills.model.multitask import MultiTaskModel
+    from transformers import PreTrainedModel
+
+    from manyskills.model.backbones import Architecture, Backbone
+
+
+class Writer(Protocol):
+    """What writing asks of a `MultiTaskModel`."""
+
+    @property
+    def language_model(self) -> PreTrainedModel | None:
+        """The network with its output layer."""
+        ...
+
+    @property
+    def network(self) -> PreTrainedModel:
+        """The network below it."""
+        ...
+
+    @property
+    def architecture(self) -> Architecture:
+        """What differs between backbones."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
+    def routed(self, routes: torch.Tensor | None) -> AbstractContextManager[None]:
+        """Within it, these tasks' parts of a routed module read the sequences."""
+        ...
 
 
 class Continuation(Protocol):
@@ -43,7 +74,7 @@ class DecoderContinuation:
         routes_B: Which task's part of a routed module reads each.
     """
 
-    def __init__(self, model: MultiTaskModel, prompts: Sequence[np.ndarray], routes_B: torch.Tensor) -> None:
+    def __init__(self, model: Writer, prompts: Sequence[np.ndarray], routes_B: torch.Tensor) -> None:
         self.model, self.cache, self.routes_B = model, decoder_cache(), routes_B
         self.ids_BT, seen_BT = left_padded(prompts, model.architecture.pad_id, model.device)
         self.lengths_B = seen_BT.sum(1)
@@ -100,7 +131,7 @@ class EncoderDecoderContinuation:
         routes_B: Which task's part of a routed module reads each.
     """
 
-    def __init__(self, model: MultiTaskModel, prompts: Sequence[np.ndarray], routes_B: torch.Tensor) -> None:
+    def __init__(self, model: Writer, prompts: Sequence[np.ndarray], routes_B: torch.Tensor) -> None:
         self.model, self.cache, self.routes_B = model, encoder_decoder_cache(), routes_B
         self.ids_BT, self.seen_BT = right_padded(prompts, model.architecture.pad_id, model.device)
         self.padded = not bool(self.seen_BT.all())
@@ -134,19 +165,19 @@ class EncoderDecoderContinuation:
         self.routes_B = self.routes_B[rows]
 
 
-def continuation(model: MultiTaskModel, prompts: Sequence[np.ndarray], routes_B: torch.Tensor) -> Continuation:
+def continuation(model: Writer, prompts: Sequence[np.ndarray], routes_B: torch.Tensor) -> Continuation:
     """The continuation for a model's family."""
     of_family = EncoderDecoderContinuation if model.architecture.family == "encoder_decoder" else DecoderContinuation
     return of_family(model, prompts, routes_B)
 
 
-def language_model(model: MultiTaskModel) -> Any:
+def language_model(model: Writer | Backbone) -> Any:
     """The network with its output layer."""
     assert model.language_model is not None
     return model.language_model
 
 
-def encoded(model: MultiTaskModel, ids_BT: torch.Tensor, seen_BT: torch.Tensor, routes_B: torch.Tensor) -> torch.Tensor:
+def encoded(model: Writer, ids_BT: torch.Tensor, seen_BT: torch.Tensor, routes_B: torch.Tensor) -> torch.Tensor:
     """States of an encoder-decoder's encoder."""
     with model.routed(routes_B):
         return language_model(model).get_encoder()(input_ids=ids_BT, attention_mask=seen_BT.long()).last_hidden_state
@@ -174,7 +205,7 @@ def right_padded(prompts: Sequence[np.ndarray], pad_id: int, device: torch.devic
     return torch.from_numpy(ids_BT).to(device), torch.from_numpy(seen_BT).to(device)
 
 
-def _takes_ready_masks(model: MultiTaskModel) -> bool:
+def _takes_ready_masks(model: Writer) -> bool:
     """Whether the attention takes a mask of True and False that is the same for all layers: no sliding windows."""
     config = model.network.config
     return config._attn_implementation in ("sdpa", ATTENTION) and not getattr(config, "sliding_window", None)

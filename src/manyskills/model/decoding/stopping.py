@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 
 _DEFINITION = re.compile(r"(async\s+def|def|class)\b")
-_NO_FUNCTION = re.compile(r"(import|package|using)\b")
 
 BRACES = ("java", "csharp")
 LANGUAGES = ("python", *BRACES)
@@ -20,8 +19,9 @@ def function_end(text: str, language: str) -> int | None:
 
     Python: before the first line that is not blank, no comment, and no deeper indented than the definition. A text that
     starts with an indented line is the body of a function that the prompt began. Java and C#: behind the brace that
-    closes the first one, or behind the semicolon of a method without a body in braces. Brackets in strings, characters
-    and comments do not count.
+    closes the body of the first method, constructor or type, or behind the semicolon of a method without a body in
+    braces; imports, fields and properties before it belong to the text. A body alone is not recognised. Brackets in
+    strings, characters and comments do not count.
 
     Args:
         text: Code, from the beginning of the answer.
@@ -132,29 +132,72 @@ def _line_break(text: str, at: int) -> int:
     return len(text) if found < 0 else found
 
 
-_MARK = re.compile(r'//|/\*|@\$?"|\$@"|"""|["\'{}();]')
+_MARK = re.compile(
+    r"""//|/\*|@\$?"|\$@"|\"{3}|@[\w.]+\s*\(|\b(?:class|interface|enum|struct|record|namespace)\b|=>|[=!<>]=|["'{}()\[\];=]"""
+)
+
+
+@dataclass(slots=True)
+class _Member:
+    """What a member (method, field, property, type, import) has had outside of brackets and braces so far.
+
+    Attributes:
+        parameters: Brackets that are neither an annotation's nor part of a value.
+        type: The word for a type or name space.
+        arrow: `=>`, behind which the body is an expression.
+        value: `=`, behind which a field's value stands.
+    """
+
+    parameters: bool = False
+    type: bool = False
+    arrow: bool = False
+    value: bool = False
+
+    def note(self, mark: str) -> None:
+        if mark == "=>":
+            self.arrow = self.arrow or not self.value
+        elif mark == "=":
+            self.value = self.value or not self.arrow
+        elif mark == "(":
+            self.parameters = self.parameters or not (self.arrow or self.value)
+        elif mark.isalpha():
+            self.type = True
+
+    def over(self, mark: str) -> bool:
+        """Whether it is over with this semicolon or closing brace; an expression goes on behind its braces."""
+        return mark == ";" or not (self.arrow or self.value)
+
+    def is_function(self, mark: str) -> bool:
+        """Whether what is over with this mark is what answers end with."""
+        return (self.parameters and not self.value) or (self.type and mark == "}")
 
 
 def _braces_end(text: str) -> int | None:
-    braces = brackets = at = statement = 0
+    member, braces, brackets, at = _Member(), 0, 0, 0
     while (found := _MARK.search(text, at)) is not None:
         mark, at = found[0], found.end()
-        if mark in "{}":
-            if brackets > 0 and not braces:
-                continue  # a list in an annotation before the function
-            braces += 1 if mark == "{" else -1
-            if braces <= 0:
-                return at
-        elif mark in "()":
-            if not braces:
-                brackets += 1 if mark == "(" else -1
-        elif mark == ";":
-            if braces == brackets == 0:
-                if not _NO_FUNCTION.match(text[statement:].lstrip()):
-                    return at
-                statement = at
-        else:
+        if mark[0] in "/\"'" or mark[-1] == '"':
             at = _behind(text, mark, at)
+        elif braces:
+            braces += (mark == "{") - (mark == "}")
+        elif mark[-1] in "([":
+            if not brackets:
+                member.note(mark)  # an annotation's or attribute's is another mark than "("
+            brackets += 1
+        elif mark in ")]":
+            brackets = max(brackets - 1, 0)
+        elif brackets:
+            continue  # a list in an annotation, a value of a parameter
+        elif mark == "}":
+            return at  # of what began before this text
+        elif mark == "{":
+            braces = 1
+        else:
+            member.note(mark)
+        if mark in ("}", ";") and not (braces or brackets) and member.over(mark):
+            if member.is_function(mark):
+                return at
+            member = _Member()
     return None
 
 
