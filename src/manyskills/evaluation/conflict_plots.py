@@ -79,8 +79,9 @@ def _plot_weights(axes: Axes, weights: Lines) -> None:
 def _plot_norms(axes: Axes, norms: Lines, tasks: Sequence[str]) -> None:
     _lines(axes, norms, tasks)
     dress(axes, "Gradient on the shared module", "length, loss scaled to 1 at chance")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    if any(value > 0 for _, line in norms.values() for value in line):  # heads that start at zero send nothing back
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
