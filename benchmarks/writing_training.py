@@ -45,7 +45,8 @@ from real_size_plans import SHAPES, VOCABULARY, chat_tokenizer
 from real_size_plans import TASKS as WRITTEN
 
 LONGEST, BY_LENGTH, FIXED = "Trainer, longest of the batch", "Trainer, grouped by length", "Trainer, fixed 512"
-CONTENDERS = (OURS, LONGEST, BY_LENGTH, FIXED)
+CACHED = "manyskills, step_memory=cached"
+CONTENDERS = (OURS, CACHED, LONGEST, BY_LENGTH, FIXED)
 MAX_LENGTH, PROMPT = 512, 384
 
 
@@ -126,12 +127,14 @@ def configuration(backbone: str, size: Size, data: str, tasks: Sequence[str] = W
 def measure(size: Size, backbone: str, wanted: argparse.Namespace, temporary: Path) -> dict[str, Any]:
     """What every contender's steps cost, in turns, after a little work that is not counted."""
     work, model = draw(size, backbone, str(wanted.data))
-    field, answers = everybody(work, model, temporary / "trainer")
+    field = everybody(work, model, temporary / "trainer")
+    # grouped by length, the Trainer's batches are of typical size, but may hold more of one task than of another
+    answers = {name: work.answer_tokens(work.drawn if name == BY_LENGTH else work.batches) for name in field}
     for contender in field.values():
         if contender.warm_up is not None:
             contender.warm_up()
     costs = interleaved(field, wanted.rounds)
-    middle = medians(costs)
+    middle = medians(seconds_a_step(field, costs))
     if work.device.type == "cuda":
         peaks = {name: one.peak_bytes for name, one in field.items()}
     else:
@@ -141,7 +144,7 @@ def measure(size: Size, backbone: str, wanted: argparse.Namespace, temporary: Pa
         "batch_size": work.config.batch_size,
         "steps": work.steps,
         "rounds": wanted.rounds,
-        "answer_tokens_a_step": {name: count / work.steps for name, count in answers.items()},
+        "answer_tokens_a_step": answers,
         "tokens_a_step": {name: one.tokens_a_step for name, one in field.items()},
         "answer_tokens_a_cpu_second": {name: answers[name] / cost.cpu for name, cost in middle.items()},
         "answer_tokens_a_second": {name: answers[name] / cost.wall for name, cost in middle.items()},
@@ -159,13 +162,14 @@ def draw(size: Size, backbone: str, data: str, tasks: Sequence[str] = WRITTEN) -
     return draw_writing(configuration(backbone, size, data, tasks), size.steps, device)
 
 
-def everybody(work: WritingWork, model: MultiTaskModel, folder: Path) -> tuple[dict[str, Contender], dict[str, int]]:
-    """The contenders, and the answer tokens that each learns in a run.
+def everybody(work: WritingWork, model: MultiTaskModel, folder: Path) -> dict[str, Contender]:
+    """The contenders.
 
     Raises:
         AssertionError: The losses of the first step differ.
     """
     ours, peer = OurWriting(work, model), WritingPeer(work, model)
+    cached = OurWriting(work, model, step_memory="cached")
     mine, theirs = ours.loss(), peer.loss(work)
     tolerance = 1e-3 if model.network.dtype == torch.float32 else 0.05
     if abs(mine - theirs) > tolerance * theirs:
@@ -175,12 +179,14 @@ def everybody(work: WritingWork, model: MultiTaskModel, folder: Path) -> tuple[d
         BY_LENGTH: WritingTrainer(work, peer, None, folder, by_length=True),
         FIXED: WritingTrainer(work, peer, MAX_LENGTH, folder),
     }
-    field = {OURS: Contender(OURS, ours.run, ours.counter, work.steps, ours.warm_up)}
-    field |= {
+    field = {
+        name: Contender(name, one.run, one.counter, work.steps, one.warm_up)
+        for name, one in ((OURS, ours), (CACHED, cached))
+    }
+    return field | {
         name: Contender(name, one.run, peer.counter, work.steps, one.warm_up if name == LONGEST else None)
         for name, one in trainers.items()
     }
-    return field, {OURS: work.answer_tokens} | {name: one.answer_tokens for name, one in trainers.items()}
 
 
 def peak_of(name: str, size: Size, backbone: str, wanted: argparse.Namespace) -> int:
@@ -193,8 +199,8 @@ def peak_of(name: str, size: Size, backbone: str, wanted: argparse.Namespace) ->
 def take_one(name: str, size: Mapping[str, Any], backbone: str, data: str) -> None:
     """One step of one contender."""
     work, model = draw(replace(Size(**size), steps=1), backbone, data)
-    if name == OURS:
-        OurWriting(work, model).run()
+    if name in (OURS, CACHED):
+        OurWriting(work, model, step_memory="cached" if name == CACHED else "single_pass").run()
         return
     peer = WritingPeer(work, model)
     padded_to = MAX_LENGTH if name == FIXED else None
@@ -266,7 +272,8 @@ def table(found: dict[str, Any]) -> Table:
     )  # fmt: skip
     caption = (
         f"{found['batch_size']} rows a step. Median of {found['rounds']} rounds; the last column has the smallest and "
-        "the largest round. Grouped by length, the Trainer takes other rows, of the mean padded size of a long run."
+        "the largest round. Grouped by length, the Trainer takes batches of the mean padded size of a long run, and "
+        "its answer tokens are the mean of all drawn steps. step_memory=cached reads all tokens twice."
     )
     return Table(columns, rows, caption)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -80,10 +80,9 @@ class WritingWork:
         nearest = np.argsort(np.abs(tokens - tokens.mean()), kind="stable")[: self.steps]
         return [whole[step] for step in np.sort(nearest)]
 
-    @property
-    def answer_tokens(self) -> int:
-        """That the measured steps learn."""
-        return sum(int(self.store.answer_lengths_S[prompts_of(batch)].sum()) for batch in self.batches)
+    def answer_tokens(self, batches: Sequence[Batch]) -> float:
+        """That a step learns, the mean over some."""
+        return float(np.mean([self.store.answer_lengths_S[prompts_of(batch)].sum() for batch in batches]))
 
 
 def rows_of_all(batch: Batch) -> int:
@@ -116,9 +115,16 @@ class OurWriting:
         work: What to train on.
         model: At step 0.
         tasks: Those of each step's tasks that take part; None: all.
+        step_memory: As in a configuration.
     """
 
-    def __init__(self, work: WritingWork, model: MultiTaskModel, tasks: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        work: WritingWork,
+        model: MultiTaskModel,
+        tasks: Sequence[str] | None = None,
+        step_memory: Literal["single_pass", "cached"] = "single_pass",
+    ) -> None:
         self.work, self.model = work, model
         chosen = work.config.tasks if tasks is None else tasks
         self.batches = [{name: part for name, part in batch.items() if name in chosen} for batch in work.batches]
@@ -126,7 +132,7 @@ class OurWriting:
         self.rule = build_balancing(work.config.balancing, list(chosen), work.config.seed)
         self.optimizer = Optimizer(model, work.config, 1000)
         budget, alone = work.config.token_budget, Processes(0, 1, work.device)
-        cached = work.config.step_memory == "cached"
+        cached = step_memory == "cached"
         self.sources = Sources(
             BackboneVectors(model, work.prepared.store, budget, cached=cached, processes=alone),
             AnswerRows(AnswerStates(model, work.store), budget, cached=cached, processes=alone),
@@ -191,11 +197,6 @@ class WritingTrainer:
         self.arguments = _arguments(work, rows_a_step, folder)
         self.trainer = self._trainer(self.rows)
         self.clock = timed(self.trainer, work.device)
-
-    @property
-    def answer_tokens(self) -> int:
-        """That its rows learn."""
-        return sum(label != IGNORED for row in self.rows for label in row["labels"])
 
     def run(self) -> Cost:
         """One epoch over the rows; what its steps cost."""

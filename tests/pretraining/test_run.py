@@ -6,9 +6,10 @@ import json
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from manyskills.config import BackboneConfig
-from manyskills.config.pretraining import TextsConfig
+from manyskills.config.pretraining import PretrainConfig, TextsConfig
 from manyskills.errors import UserError
 from manyskills.model.backbones import load_backbone
 from manyskills.pretraining.folder import BackboneFolder
@@ -191,3 +192,8 @@ def test_half_precision_on_a_gpu(data, tmp_path):
     records = json.loads((folder / "pretraining.json").read_text())["train"]
     assert records[-1]["loss"] < 0.6 * records[0]["loss"]
     assert load_backbone(BackboneConfig(name=str(folder))).model.dtype in (torch.float32, torch.bfloat16)
+
+
+def test_a_step_must_hold_a_piece():
+    with pytest.raises(ValidationError, match="batch_tokens: 64 is under max_length"):
+        PretrainConfig.model_validate({"data": ["x"], "max_length": 256, "batch_tokens": 64})

@@ -18,9 +18,9 @@ from tests.training.helpers import CPU, small_config
 @pytest.mark.parametrize(
     ("task", "options", "said"),
     [
-        ("code_search", {"positive_share": 0.3}, "a search has no positive rows"),
-        ("code_search", {"focal_gamma": 2.0}, "no cross-entropy"),
-        ("clone_detection", {"rename_identifiers": 0.5}, "cannot be renamed apart"),
+        ("code_search", {"positive_share": 0.3}, "only yes/no tasks have positive rows"),
+        ("code_search", {"focal_gamma": 2.0}, "only yes/no tasks have a cross-entropy"),
+        ("clone_detection", {"rename_identifiers": 0.5}, "would have to be renamed alike"),
         ("clone_detection", {"positive_share": 0.5}, "drawn on the pair graph"),
         ("defect_detection", {"read": "joint"}, "only pairs can be read jointly"),
     ],

@@ -157,13 +157,13 @@ class PretrainConfig(Section):
         fitting = "span_corruption" if self.architecture.encoder_decoder else "next_token"
         if self.objective not in (None, fitting):
             raise ValueError(f"objective: {self.architecture.name} trains by {fitting}, found {self.objective}")
-        if self.batch_tokens < self.max_length:
-            problem = f"batch_tokens: {self.batch_tokens} is under max_length ({self.max_length})"
-            raise ValueError(f"{problem}, so a step would not hold one piece")
         longest = self.architecture.max_position_embeddings
         if not self.architecture.encoder_decoder and self.max_length > longest:
             problem = f"max_length: {self.max_length} is over architecture.max_position_embeddings ({longest})"
             raise ValueError(problem)
+        if self.batch_tokens < self.max_length:
+            problem = f"batch_tokens: {self.batch_tokens} is under max_length ({self.max_length})"
+            raise ValueError(f"{problem}, so a step would not hold one piece")
         least = LEAST_VOCABULARY + 2 + SENTINELS + 3 * self.tokenizer.chat
         if self.architecture.encoder_decoder and not self.tokenizer.name and self.tokenizer.vocab_size < least:
             problem = f"wanted {least} or more (bytes, sentinels and other special tokens)"
