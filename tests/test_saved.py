@@ -47,3 +47,16 @@ def test_folders_of_former_versions_load(content):
 def test_broken_prompts_are_told(content, broken):
     with pytest.raises(UserError, match=r"tasks\.json is not what manyskills writes"):
         read_tasks_file(content(prompts=broken))
+
+
+def test_a_relative_backbone_is_found_above_the_run(tmp_path, monkeypatch):
+    backbone, run = tmp_path / "project" / "backbones" / "small", tmp_path / "project" / "runs" / "one" / "best"
+    for folder in (backbone, run, tmp_path / "elsewhere"):
+        folder.mkdir(parents=True)
+    (backbone / "config.json").write_text("{}")
+    config = CONFIG.model_copy(update={"backbone": CONFIG.backbone.model_copy(update={"name": "backbones/small"})})
+    (run / TASKS_FILE).write_text(json.dumps(SavedTasks(config, {}, {}, 7, FRAMES).to_dict()))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert read_tasks_file(run).config.backbone.name == str(backbone)
+    monkeypatch.chdir(tmp_path / "project")
+    assert read_tasks_file(run).config.backbone.name == "backbones/small"

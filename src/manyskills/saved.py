@@ -98,10 +98,22 @@ _RESTORE = "restore the file, load it with the version that wrote it, or train a
 
 
 def _with_own_backbone(config: TrainConfig, folder: Path) -> TrainConfig:
-    """An exported folder is its own backbone, wherever it has been moved to."""
-    if config.backbone.name != OWN_FOLDER or not (folder / "config.json").is_file():
+    """The configuration with the backbone's folder, if it is one, found from wherever the module is loaded.
+
+    An exported folder is its own backbone, wherever it has been moved to. A relative name was given in the folder where
+    the run was started, which is above the run's own.
+    """
+    name = config.backbone.name
+    if name == OWN_FOLDER:
+        found = folder if (folder / "config.json").is_file() else None
+    elif "/" not in name or Path(name).is_absolute() or (Path(name) / "config.json").is_file():
+        found = None  # an alias, or a folder that is where it is said to be
+    else:
+        above = (parent / name for parent in folder.resolve().parents)
+        found = next((place for place in above if (place / "config.json").is_file()), None)
+    if found is None:
         return config
-    return config.model_copy(update={"backbone": config.backbone.model_copy(update={"name": str(folder)})})
+    return config.model_copy(update={"backbone": config.backbone.model_copy(update={"name": str(found)})})
 
 
 def saved_step(folder: Path) -> int | None:
