@@ -19,10 +19,13 @@ MIXTURE = ["code_generation", "code_summarization", "code_translation"]
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_it_is_a_configuration(path):
-    if "architecture" in yaml.safe_load(path.read_text(encoding="utf-8")):
-        read_config(PretrainConfig, path)
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "architecture" in content:
+        assert read_config(PretrainConfig, path).output_dir == content["output_dir"]
     else:
-        refuse_useless_options(load_config(path))
+        config = load_config(path)
+        refuse_useless_options(config)
+        assert list(config.tasks) == list(content["tasks"])
 
 
 @pytest.mark.parametrize("name", ["mt_qlora", "mt_qlora_study"])
