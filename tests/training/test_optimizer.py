@@ -10,14 +10,15 @@ from torch import nn
 
 from manyskills.errors import UserError
 from manyskills.model.multitask import build_model
-from manyskills.training.optimizer import Optimizer, learning_rate_factor, require_optimizer, training_bytes
+from manyskills.training.optimizer import Optimizer, require_optimizer, training_bytes
 from manyskills.training.run import train
+from manyskills.training.schedule import rate_factor
 from tests.training.helpers import CPU, gradients, small_config, warmed_up
 
 
 def _factors(total, **changes):
     config = small_config("unused", "unused", **changes)
-    return [learning_rate_factor(step, total, config) for step in range(total)]
+    return [rate_factor(step, total, config) for step in range(total)]
 
 
 def test_linear_warm_up_and_decay():

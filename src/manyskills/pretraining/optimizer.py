@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from manyskills.config.pretraining import PretrainConfig
 from manyskills.errors import UserError
+from manyskills.training.schedule import rate_factor
 
 BETAS = (0.9, 0.95)
 """Usual for language models from scratch (Brown et al. 2020, arXiv 2005.14165, appendix B)."""
@@ -61,18 +61,8 @@ class Optimizer:
         return norm
 
     def rate(self, step: int) -> float:
-        """The learning rate at a step: linear warm-up, then cosine or linear decay to 0, or constant."""
-        peak, warmup = self.config.learning_rate, math.ceil(self.total_steps * self.config.warmup_ratio)
-        if step < warmup:
-            return peak * (step + 1) / warmup
-        progress = (step - warmup) / max(self.total_steps - warmup, 1)
-        match self.config.lr_scheduler_type:
-            case "constant":
-                return peak
-            case "linear":
-                return peak * (1 - progress)
-            case "cosine":
-                return peak * 0.5 * (1 + math.cos(math.pi * progress))
+        """The learning rate at a step, counted from 0."""
+        return self.config.learning_rate * rate_factor(step, self.total_steps, self.config)
 
     def save(self, path: Path) -> None:
         """Write moments and step counts."""

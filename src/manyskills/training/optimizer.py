@@ -21,6 +21,7 @@ from torch import nn
 from manyskills.config import TrainConfig
 from manyskills.errors import UserError, require_extra
 from manyskills.model.multitask import MultiTaskModel
+from manyskills.training.schedule import rate_factor
 
 _BITSANDBYTES = {
     "adamw_bnb_8bit": {"optim_bits": 8, "is_paged": False},
@@ -70,7 +71,7 @@ class Optimizer:
         if self.config.max_grad_norm:
             for parameters in (self._shared.values(), self._heads.values()):
                 nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        factor = learning_rate_factor(step, self.total_steps, self.config)
+        factor = rate_factor(step, self.total_steps, self.config)
         for group in self.adamw.param_groups:
             group["lr"] = group["base_lr"] * factor
         self.adamw.step()
@@ -79,7 +80,7 @@ class Optimizer:
 
     def rate(self, step: int) -> float:
         """The shared module's learning rate at a step, counted from 0."""
-        return self.config.learning_rate * learning_rate_factor(step, self.total_steps, self.config)
+        return self.config.learning_rate * rate_factor(step, self.total_steps, self.config)
 
     def save(self, path: Path) -> None:
         """Write all that is kept of every parameter that has been updated: moments, their scales, the step count."""
@@ -191,18 +192,3 @@ def _read(path: Path) -> dict[str, dict[str, torch.Tensor | int | float]]:
         name, _, kind = key.rpartition("|")
         by_name.setdefault(name, {})[kind] = value
     return by_name
-
-
-def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then linear or cosine decay to 0, or constant."""
-    warmup = math.ceil(total_steps * config.warmup_ratio)
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(total_steps - warmup, 1)
-    match config.lr_scheduler_type:
-        case "constant":
-            return 1.0
-        case "linear":
-            return 1.0 - progress
-        case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * progress))

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from manyskills.config import TrainConfig
+from manyskills.config.pretraining import PretrainConfig
 
 VALIDATIONS = 10
 """Of a run that does not say."""
@@ -39,3 +40,18 @@ class Schedule:
     def saves(self, done: int) -> bool:
         """Whether to save after so many updates."""
         return done % self.save_steps == 0 or done == self.total
+
+
+def rate_factor(step: int, total_steps: int, config: TrainConfig | PretrainConfig) -> float:
+    """Share of the peak learning rate at a step: linear warm-up, then linear or cosine decay to 0, or constant."""
+    warmup = math.ceil(total_steps * config.warmup_ratio)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(total_steps - warmup, 1)
+    match config.lr_scheduler_type:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1.0 - progress
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
